@@ -1,0 +1,164 @@
+//! The public calls.
+
+use crate::engine::reference::{self, Dense};
+use crate::engine::{self, cpu, host};
+use crate::error::Error;
+use crate::plan::{Engine, Plan, Refusal, table_reasons};
+use crate::problem::{
+    Argument, Attention, Float, Gradient, GradientProblem, Gradients, Invalid, Outputs, Problem, Results, Strides,
+    Tensor, TensorDesc, TensorMut, TensorRef, Violation, with_float,
+};
+use std::collections::HashMap;
+
+impl Attention<TensorRef<'_>> {
+    /// Computes `out`, and `lse` if asked for, from tensors in host memory.
+    ///
+    /// Allocates scratch of at most [`Plan::workspace_bytes`]; nothing of size `seq_q × seq_kv`. The answer is the plan
+    /// that was carried out.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with every rule the request breaks, [`Error::Refused`] with every reason the engine has not to
+    /// run it. Nothing is written then.
+    pub fn forward<'o>(&self, engine: Engine, outputs: impl Into<Outputs<TensorMut<'o>>>) -> Result<Plan, Error> {
+        let Outputs { out, lse } = outputs.into();
+        let described = Outputs { out: out.desc(), lse: lse.as_ref().map(Tensor::desc) };
+        let mut short = host::short_slices(self);
+        short.extend(host::short_output(Argument::Out, &out));
+        short.extend(lse.as_ref().and_then(|lse| host::short_output(Argument::Lse, lse)));
+        let problem = all_rules(Problem::forward(&self.desc(), &described), short)?;
+        let inputs = host::bind(self, &problem)?;
+        let plan = plan(engine, &problem)?;
+        match engine {
+            Engine::Cpu => cpu::forward(&problem, &plan, &inputs, out, lse),
+            _ => store_forward(&problem, reference::forward(&problem, &inputs), out, lse),
+        }
+        Ok(plan)
+    }
+
+    /// Computes the gradients asked for from `dout`, the gradient of `out`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn backward(
+        &self,
+        engine: Engine,
+        dout: TensorRef<'_>,
+        gradients: Gradients<TensorMut<'_>>,
+    ) -> Result<Plan, Error> {
+        let mut described = Gradients::new();
+        let mut short = host::short_slices(self);
+        short.extend(host::short_slice(Argument::Dout, dout.needed_len(), dout.len()));
+        for (gradient, tensor) in &gradients.wanted {
+            described = described.want(*gradient, tensor.desc());
+            short.extend(host::short_output(gradient.argument(|b| self.first_segment(b)), tensor));
+        }
+        let problem = all_rules(Problem::backward(&self.desc(), &dout.desc(), &described), short)?;
+        let inputs = host::bind(self, &problem)?;
+        let plan = plan(engine, &problem)?;
+        if let Results::Backward { dout: strides, gradients: wanted } = &problem.results {
+            let dout = host::View::new(&dout, *strides);
+            let computed = reference::backward(&problem, &inputs, &dout, wanted);
+            for ((gradient, tensor), layout) in gradients.wanted.into_iter().zip(wanted) {
+                store(tensor, layout.strides, &computed[&gradient], false);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The forward of the reference without the rounding at the store: what an error is measured against.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_f64(&self) -> Result<reference::Forward, Error> {
+        let out = Outputs::new(self.out_desc());
+        let problem = all_rules(Problem::forward(&self.desc(), &out), host::short_slices(self))?;
+        Ok(reference::forward(&problem, &host::bind(self, &problem)?))
+    }
+
+    /// The backward of the reference without the rounding at the store.
+    ///
+    /// Gates come as `[batch, heads, 1, 1]`, regions as `[batch, heads, seq_q, 1]`, with extent 1 where the input has no
+    /// such dimension.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_f64(
+        &self,
+        dout: TensorRef<'_>,
+        wanted: &Gradients<TensorDesc>,
+    ) -> Result<HashMap<Gradient, Dense>, Error> {
+        let mut short = host::short_slices(self);
+        short.extend(host::short_slice(Argument::Dout, dout.needed_len(), dout.len()));
+        let problem = all_rules(Problem::backward(&self.desc(), &dout.desc(), wanted), short)?;
+        let inputs = host::bind(self, &problem)?;
+        let no_gradients: &[GradientProblem] = &[];
+        let (strides, wanted) = match &problem.results {
+            Results::Backward { dout, gradients } => (*dout, gradients.as_slice()),
+            Results::Forward { .. } => ([0; 4], no_gradients),
+        };
+        Ok(reference::backward(&problem, &inputs, &host::View::new(&dout, strides), wanted))
+    }
+
+    /// What a dense `out` looks like, as far as the request tells.
+    fn out_desc(&self) -> TensorDesc {
+        let q = self.q.desc();
+        let mut shape = [0; 4];
+        shape.iter_mut().zip(q.shape()).for_each(|(to, &from)| *to = from);
+        let value_dim = self.segments().next().and_then(|segment| segment.v.desc().shape().last().copied());
+        shape[3] = value_dim.unwrap_or(shape[3]);
+        TensorDesc::contiguous(q.dtype(), shape)
+    }
+}
+
+/// Which kernel `engine` would run here, or every reason why it would not.
+///
+/// # Errors
+/// [`Refusal`] with the reasons of this machine and those of the instance table.
+pub fn plan(engine: Engine, problem: &Problem) -> Result<Plan, Refusal> {
+    match engine::device(engine) {
+        Ok(device) => Plan::new(problem, &device),
+        Err(reason) => {
+            let mut reasons = vec![reason];
+            reasons.extend(table_reasons(engine, problem));
+            Err(Refusal { engine, reasons })
+        }
+    }
+}
+
+/// Adds slices that are too short to what validation found.
+fn all_rules(checked: Result<Problem, Invalid>, short: Vec<Violation>) -> Result<Problem, Invalid> {
+    let (problem, mut violations) = match checked {
+        Ok(problem) => (Some(problem), Vec::new()),
+        Err(invalid) => (None, invalid.violations),
+    };
+    violations.extend(short);
+    match problem {
+        Some(problem) if violations.is_empty() => Ok(problem),
+        _ => Err(Invalid { violations }),
+    }
+}
+
+fn store_forward(problem: &Problem, computed: reference::Forward, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {
+    if let Results::Forward { out: out_strides, lse: lse_strides } = problem.results {
+        store(out, out_strides, &computed.out, problem.accumulate);
+        if let (Some(lse), Some(strides)) = (lse, lse_strides) {
+            store(lse, strides, &computed.lse, false);
+        }
+    }
+}
+
+/// Rounds a dense array to the tensor's type, once, after adding what the tensor holds if `accumulate`.
+fn store(tensor: TensorMut<'_>, strides: Strides<4>, dense: &Dense, accumulate: bool) {
+    with_float!(tensor.desc().dtype(), T => store_typed::<T>(tensor, strides, dense, accumulate));
+}
+
+fn store_typed<T: Float>(tensor: TensorMut<'_>, strides: Strides<4>, dense: &Dense, accumulate: bool) {
+    let data: &mut [T] = bytemuck::cast_slice_mut(tensor.bytes);
+    let [_, n1, n2, n3] = dense.extents;
+    for (at, &value) in dense.values.iter().enumerate() {
+        let index = [at / n3 / n2 / n1, at / n3 / n2 % n1, at / n3 % n2, at % n3];
+        let element = &mut data[host::position(tensor.offset, &strides, index)];
+        let before = if accumulate { f64::from(element.to_f32()) } else { 0.0 };
+        *element = T::from_f64(before + value);
+    }
+}

@@ -1,0 +1,128 @@
+//! Operations on tiles: matrix products, one step of the online softmax, sums.
+
+use gemm_common::Parallelism;
+
+/// A row-major matrix with rows `stride` elements apart.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    pub(super) fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(rows > 0 && columns > 0 && columns <= stride);
+        assert!((rows - 1) * stride + columns <= data.len());
+        Matrix { data, rows, columns, stride }
+    }
+}
+
+/// `dst[m, n] = scale · lhs[m, k] · rhs[n, k]ᵀ`, the rows of `dst` being `stride` apart.
+pub(super) fn matmul_transposed(dst: &mut [f32], stride: usize, lhs: Matrix<'_>, rhs: Matrix<'_>, scale: f32) {
+    assert_eq!(lhs.columns, rhs.columns);
+    product(dst, stride, rhs.rows, false, lhs, rhs, (1, rhs.stride), scale);
+}
+
+/// `dst[m, n] += lhs[m, k] · rhs[k, n]`, the rows of `dst` being `n` apart.
+pub(super) fn matmul_add(dst: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    assert_eq!(lhs.columns, rhs.rows);
+    product(dst, rhs.columns, rhs.columns, true, lhs, rhs, (rhs.stride, 1), 1.0);
+}
+
+/// `dst = add · dst + scale · lhs · rhs`, where `steps` are the distances of rhs along the inner and outer dimension.
+#[expect(clippy::too_many_arguments, reason = "the private meeting point of the two products")]
+fn product(
+    dst: &mut [f32],
+    stride: usize,
+    n: usize,
+    add: bool,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+    steps: (usize, usize),
+    scale: f32,
+) {
+    let (m, k) = (lhs.rows, lhs.columns);
+    assert!(n <= stride && (m - 1) * stride + n <= dst.len());
+    // SAFETY: `Matrix::new` and the assertion above keep the three strided areas inside their slices, `dst` is
+    // borrowed exclusively, and f32 needs no conjugation.
+    unsafe {
+        gemm_f32::gemm::f32::get_gemm_fn()(
+            m,
+            n,
+            k,
+            dst.as_mut_ptr(),
+            1,
+            stride as isize,
+            add,
+            lhs.data.as_ptr(),
+            1,
+            lhs.stride as isize,
+            rhs.data.as_ptr(),
+            steps.1 as isize,
+            steps.0 as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// One query's running maximum and denominator (docs/math.md, equations 4 to 6).
+#[derive(Clone, Copy)]
+pub(super) struct OnlineSoftmax {
+    pub(super) max: f32,
+    pub(super) sum: f32,
+}
+
+impl OnlineSoftmax {
+    pub(super) const EMPTY: OnlineSoftmax = OnlineSoftmax { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Turns logits into unnormalised probabilities in place and returns the factor of everything summed before.
+    pub(super) fn step(&mut self, logits: &mut [f32]) -> f32 {
+        let max = maximum(logits).max(self.max);
+        if max == f32::NEG_INFINITY {
+            // No key so far, or NaN logits: `maximum` passes over NaN, and the result must not.
+            logits.iter_mut().filter(|s| !s.is_nan()).for_each(|s| *s = 0.0);
+            self.sum += sum(logits);
+            return 1.0;
+        }
+        logits.iter_mut().for_each(|s| *s = (*s - max).exp());
+        let correction = (self.max - max).exp();
+        self.sum = self.sum * correction + sum(logits);
+        self.max = max;
+        correction
+    }
+
+    /// Natural logarithm of the denominator, -inf without any key.
+    pub(super) fn lse(&self) -> f32 {
+        if self.sum == 0.0 { f32::NEG_INFINITY } else { self.max + self.sum.ln() }
+    }
+}
+
+/// Independent partial results, for the compiler to keep in one vector register.
+const LANES: usize = 8;
+
+fn maximum(values: &[f32]) -> f32 {
+    lanes(values, f32::NEG_INFINITY, f32::max)
+}
+
+fn sum(values: &[f32]) -> f32 {
+    lanes(values, 0.0, |a, b| a + b)
+}
+
+fn lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut partial = [start; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (partial, &value) in partial.iter_mut().zip(chunk) {
+            *partial = combine(*partial, value);
+        }
+    }
+    partial.into_iter().chain(rest.iter().copied()).fold(start, combine)
+}

@@ -1,0 +1,16 @@
+//! The error of the public calls.
+
+use crate::plan::Refusal;
+use crate::problem::Invalid;
+
+/// Why a call did nothing.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The request breaks rules of the operator: no engine could run it.
+    #[error("{0}")]
+    Invalid(#[from] Invalid),
+    /// The request is legal, but the engine asked for does not take it.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+}

@@ -1,0 +1,318 @@
+//! What is asked: queries over a list of branches, as plain data.
+//!
+//! Everything is generic over what stands for a tensor: [`TensorDesc`] to ask and plan without data, [`TensorRef`] to
+//! run on host memory.
+//!
+//! [`TensorRef`]: crate::TensorRef
+
+use super::error::Argument;
+use super::tensor::{Tensor, TensorDesc};
+
+/// Attention of one set of queries over a list of branches; see the [crate documentation](crate) for the formula.
+#[derive(Clone, Debug)]
+pub struct Attention<T> {
+    /// Queries, `[batch, seq_q, heads, head_dim]`, f16, bf16 or f32; last dimension contiguous.
+    pub q: T,
+    /// The branches, each its own softmax. At least one.
+    pub branches: Vec<Branch<T>>,
+    /// Factor of every product of a query and a key; `None` means `1 / sqrt(head_dim)`.
+    pub softmax_scale: Option<f32>,
+    /// Caps scaled products to `softcap · tanh(s / softcap)` before the bias; `None` means no cap.
+    pub softcap: Option<f32>,
+    /// Whether the result is added to what `out` holds instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// An [`Attention`] without data: what validation and planning need.
+pub type AttentionDesc = Attention<TensorDesc>;
+
+/// One softmax over one or more segments, scaled by a gate and, query by query, by a region.
+#[derive(Clone, Debug)]
+pub struct Branch<T> {
+    /// The segments that share this branch's softmax. At least one.
+    pub segments: Vec<Segment<T>>,
+    /// Factor of this branch's result.
+    pub gate: Gate<T>,
+    /// Factor of this branch's result per query: `[1 or batch, seq_q]` or `[1 or batch, 1 or heads, seq_q]`, f32.
+    pub region: Option<T>,
+}
+
+/// Keys and values with the rules that say which query may attend to which key.
+#[derive(Clone, Debug)]
+pub struct Segment<T> {
+    /// Keys, `[1 or batch, seq_kv, kv_heads, head_dim]`, type of q; `kv_heads` divides q's heads.
+    pub k: T,
+    /// Values, `[1 or batch, seq_kv, kv_heads, value_dim]`, type of q; `value_dim` is that of `out`.
+    pub v: T,
+    /// Added to the logits, or, if bool, `true` where the query may attend:
+    /// `[1 or batch, 1 or heads, 1 or seq_q, 1 or seq_kv]`, any strides; f32, f16, bf16 or bool.
+    pub bias: Option<T>,
+    /// `[batch]` u32: only this many leading keys exist; the rest are never read. At most `seq_kv`.
+    pub key_len: Option<T>,
+    /// Causal rule.
+    pub causal: Causal,
+    /// Distance rule.
+    pub window: Window,
+}
+
+/// Factor of a branch's result. Negative and larger than one is legal; exactly 0 gives, to the bit, the result without
+/// the branch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gate<T> {
+    /// One number known on the host.
+    Scalar(f32),
+    /// f32 of shape `[]`, `[batch]` or `[batch, heads]`.
+    Tensor(T),
+}
+
+/// Which keys a query may attend to by its position. The corner is that of the segment's shape, whatever its key
+/// lengths say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Causal {
+    /// All of them.
+    #[default]
+    None,
+    /// Query `i` attends to keys `j <= i`.
+    TopLeft,
+    /// Query `i` attends to keys `j <= i + seq_kv - seq_q`: the last query sees the last key.
+    BottomRight,
+}
+
+/// Query `i` attends to keys from `c - left` to `c + right`, both included, where `c = i + seq_kv - seq_q`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// Keys to the left of the centre; `None` is open.
+    pub left: Option<u32>,
+    /// Keys to the right of the centre; `None` is open.
+    pub right: Option<u32>,
+}
+
+/// Where a forward call writes.
+#[derive(Clone, Debug)]
+pub struct Outputs<T> {
+    /// `[batch, seq_q, heads, value_dim]`, type of q.
+    pub out: T,
+    /// `[branches, batch, heads, seq_q]`, f32: natural logarithm of each softmax's denominator, -inf for a row with no
+    /// key. It does not depend on the gate or the region; asking for it makes a branch with gate 0 cost its products.
+    pub lse: Option<T>,
+}
+
+/// The gradients a backward call writes: those asked for and no others. A gradient has the shape of its input.
+#[derive(Clone, Debug)]
+pub struct Gradients<T> {
+    /// Each gradient wanted, once, with the tensor that receives it.
+    pub wanted: Vec<(Gradient, T)>,
+}
+
+/// Names a gradient. Segments are counted across all branches in order, branches likewise, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Gradient {
+    /// Of q, in f32 or the type of q.
+    Q,
+    /// Of the keys of a segment, in f32 or the type of q.
+    K(usize),
+    /// Of the values of a segment, in f32 or the type of q.
+    V(usize),
+    /// Of the bias of a segment, f32, summed over the dimensions that the bias broadcasts by an extent of 1.
+    Bias(usize),
+    /// Of the gate of a branch, f32, of the gate's shape (`[]` for a scalar).
+    Gate(usize),
+    /// Of the region of a branch, f32, of the region's shape.
+    Region(usize),
+}
+
+impl<T> Attention<T> {
+    /// Attention of `q` over no branch yet, with the default softmax scale.
+    pub fn new(q: T) -> Self {
+        Attention { q, branches: Vec::new(), softmax_scale: None, softcap: None, accumulate: false }
+    }
+
+    /// Adds a branch.
+    pub fn branch(mut self, branch: Branch<T>) -> Self {
+        self.branches.push(branch);
+        self
+    }
+
+    /// Sets the factor of the products of queries and keys.
+    pub fn softmax_scale(mut self, scale: f32) -> Self {
+        self.softmax_scale = Some(scale);
+        self
+    }
+
+    /// Caps scaled products to `±softcap`.
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+
+    /// Adds the result to what `out` holds, with one rounding after the sum.
+    pub fn accumulate(mut self) -> Self {
+        self.accumulate = true;
+        self
+    }
+
+    /// All segments, across branches, in order.
+    pub fn segments(&self) -> impl Iterator<Item = &Segment<T>> {
+        self.branches.iter().flat_map(|branch| &branch.segments)
+    }
+
+    /// Index of a branch's first segment; for a branch past the last, what it would be.
+    pub(crate) fn first_segment(&self, branch: usize) -> usize {
+        let past = branch.saturating_sub(self.branches.len());
+        self.branches.iter().take(branch).map(|b| b.segments.len()).sum::<usize>().saturating_add(past)
+    }
+
+    /// Every tensor of the request with its name.
+    pub fn tensors(&self) -> Vec<(Argument, &T)> {
+        let mut named = vec![(Argument::Q, &self.q)];
+        let mut number = 0;
+        for branch in &self.branches {
+            if let Gate::Tensor(gate) = &branch.gate {
+                named.push((Argument::Gate(number), gate));
+            }
+            named.extend(branch.region.iter().map(|region| (Argument::Region(number), region)));
+            for segment in &branch.segments {
+                named.extend([(Argument::K(number), &segment.k), (Argument::V(number), &segment.v)]);
+                named.extend(segment.bias.iter().map(|bias| (Argument::Bias(number), bias)));
+                named.extend(segment.key_len.iter().map(|len| (Argument::KeyLen(number), len)));
+                number += 1;
+            }
+        }
+        named
+    }
+}
+
+impl<T: Tensor> Attention<T> {
+    /// The same request without data.
+    pub fn desc(&self) -> AttentionDesc {
+        let segment = |segment: &Segment<T>| Segment {
+            k: segment.k.desc(),
+            v: segment.v.desc(),
+            bias: segment.bias.as_ref().map(T::desc),
+            key_len: segment.key_len.as_ref().map(T::desc),
+            causal: segment.causal,
+            window: segment.window,
+        };
+        let branch = |branch: &Branch<T>| Branch {
+            segments: branch.segments.iter().map(segment).collect(),
+            gate: match &branch.gate {
+                Gate::Scalar(value) => Gate::Scalar(*value),
+                Gate::Tensor(tensor) => Gate::Tensor(tensor.desc()),
+            },
+            region: branch.region.as_ref().map(T::desc),
+        };
+        Attention {
+            q: self.q.desc(),
+            branches: self.branches.iter().map(branch).collect(),
+            softmax_scale: self.softmax_scale,
+            softcap: self.softcap,
+            accumulate: self.accumulate,
+        }
+    }
+}
+
+impl<T> Branch<T> {
+    /// One segment of keys and values, gate 1, no region.
+    pub fn new(k: T, v: T) -> Self {
+        Branch { segments: vec![Segment::new(k, v)], gate: Gate::Scalar(1.0), region: None }
+    }
+
+    /// Adds a segment that shares this branch's softmax, as if its keys were appended.
+    pub fn join(mut self, segment: Segment<T>) -> Self {
+        self.segments.push(segment);
+        self
+    }
+
+    /// Scales the branch by a number.
+    pub fn gate(mut self, gate: f32) -> Self {
+        self.gate = Gate::Scalar(gate);
+        self
+    }
+
+    /// Scales the branch by an f32 tensor of shape `[]`, `[batch]` or `[batch, heads]`.
+    pub fn gate_tensor(mut self, gate: T) -> Self {
+        self.gate = Gate::Tensor(gate);
+        self
+    }
+
+    /// Scales the branch query by query.
+    pub fn region(mut self, region: T) -> Self {
+        self.region = Some(region);
+        self
+    }
+}
+
+impl<T> From<Segment<T>> for Branch<T> {
+    fn from(segment: Segment<T>) -> Self {
+        Branch { segments: vec![segment], gate: Gate::Scalar(1.0), region: None }
+    }
+}
+
+impl<T> Segment<T> {
+    /// Keys and values that every query may attend to.
+    pub fn new(k: T, v: T) -> Self {
+        Segment { k, v, bias: None, key_len: None, causal: Causal::None, window: Window::default() }
+    }
+
+    /// Adds a bias to the logits, or a bool mask.
+    pub fn bias(mut self, bias: T) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
+    /// Limits the segment to a prefix, per batch entry.
+    pub fn key_len(mut self, key_len: T) -> Self {
+        self.key_len = Some(key_len);
+        self
+    }
+
+    /// Sets the causal rule.
+    pub fn causal(mut self, causal: Causal) -> Self {
+        self.causal = causal;
+        self
+    }
+
+    /// Limits each query to a window of keys.
+    pub fn window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
+        self.window = Window { left, right };
+        self
+    }
+}
+
+impl<T> Outputs<T> {
+    /// Only `out`.
+    pub fn new(out: T) -> Self {
+        Outputs { out, lse: None }
+    }
+
+    /// Also the logarithm of each branch's denominator.
+    pub fn lse(mut self, lse: T) -> Self {
+        self.lse = Some(lse);
+        self
+    }
+}
+
+impl<T: Tensor> From<T> for Outputs<T> {
+    fn from(out: T) -> Self {
+        Outputs::new(out)
+    }
+}
+
+impl<T> Default for Gradients<T> {
+    fn default() -> Self {
+        Gradients { wanted: Vec::new() }
+    }
+}
+
+impl<T> Gradients<T> {
+    /// None wanted yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks for one gradient.
+    pub fn want(mut self, gradient: Gradient, tensor: T) -> Self {
+        self.wanted.push((gradient, tensor));
+        self
+    }
+}

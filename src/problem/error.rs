@@ -1,0 +1,280 @@
+//! Everything that can be wrong with a request: which argument, its value, what to do.
+
+use super::descriptor::Gradient;
+use super::element::DType;
+use std::fmt;
+
+/// Names an argument as the command line's files do: `q`, `k.1`, `gate.0`, `dk.1`.
+///
+/// Segments are counted across all branches in order, from 0. What belongs to a branch carries the number of the
+/// branch's first segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each variant is the argument of the same name, numbered as said above")]
+pub enum Argument {
+    Q,
+    K(usize),
+    V(usize),
+    Bias(usize),
+    KeyLen(usize),
+    Gate(usize),
+    Region(usize),
+    SoftmaxScale,
+    Softcap,
+    /// The list of branches itself.
+    Branches,
+    /// The list of segments of the branch that follows this many segments.
+    Segments(usize),
+    Out,
+    Lse,
+    Dout,
+    Dq,
+    Dk(usize),
+    Dv(usize),
+    Dbias(usize),
+    Dgate(usize),
+    Dregion(usize),
+}
+
+impl fmt::Display for Argument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Argument::*;
+        let (name, number) = match *self {
+            Q => ("q", None),
+            K(i) => ("k", Some(i)),
+            V(i) => ("v", Some(i)),
+            Bias(i) => ("bias", Some(i)),
+            KeyLen(i) => ("key_len", Some(i)),
+            Gate(i) => ("gate", Some(i)),
+            Region(i) => ("region", Some(i)),
+            SoftmaxScale => ("softmax_scale", None),
+            Softcap => ("softcap", None),
+            Branches => ("branches", None),
+            Segments(i) => ("segments", Some(i)),
+            Out => ("out", None),
+            Lse => ("lse", None),
+            Dout => ("dout", None),
+            Dq => ("dq", None),
+            Dk(i) => ("dk", Some(i)),
+            Dv(i) => ("dv", Some(i)),
+            Dbias(i) => ("dbias", Some(i)),
+            Dgate(i) => ("dgate", Some(i)),
+            Dregion(i) => ("dregion", Some(i)),
+        };
+        match number {
+            Some(number) => write!(f, "{name}.{number}"),
+            None => f.write_str(name),
+        }
+    }
+}
+
+/// One rule that one argument breaks.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{argument} {rule}")]
+pub struct Violation {
+    /// Which argument.
+    pub argument: Argument,
+    /// What is wrong with it.
+    pub rule: Rule,
+}
+
+/// A rule and the values that break it. The text completes a sentence whose subject is the argument.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rule {
+    /// Wrong number of dimensions.
+    #[error("has {got} dimensions; give it the shape {expected}")]
+    Rank {
+        /// Dimensions found.
+        got: usize,
+        /// The shape in words.
+        expected: &'static str,
+    },
+    /// Wrong element type.
+    #[error("is {got}; convert it to {expected}")]
+    DType {
+        /// Type found.
+        got: DType,
+        /// Types accepted.
+        expected: DTypes,
+    },
+    /// An extent that must equal another argument's.
+    #[error("has {dim} {got}; it must be {expected}")]
+    Extent {
+        /// Name of the dimension.
+        dim: &'static str,
+        /// Extent found.
+        got: usize,
+        /// Extent needed.
+        expected: Extent,
+    },
+    /// Grouped heads that do not come out even.
+    #[error("has {got} heads, which do not divide the {heads} heads of q; use a divisor of {heads}")]
+    HeadGroups {
+        /// Heads of the keys or values.
+        got: usize,
+        /// Heads of the queries.
+        heads: usize,
+    },
+    /// An extent of zero where there must be something.
+    #[error("has {dim} 0; it must be at least 1")]
+    Zero {
+        /// Name of the dimension.
+        dim: &'static str,
+    },
+    /// An extent past what positions can count.
+    #[error("has {dim} {got}; the largest extent is {limit}")]
+    TooLarge {
+        /// Name of the dimension.
+        dim: &'static str,
+        /// Extent found.
+        got: usize,
+        /// Largest extent accepted.
+        limit: usize,
+    },
+    /// Rows that are not contiguous.
+    #[error("has stride {got} in its last dimension; it must be 1: copy it to contiguous rows")]
+    LastStride {
+        /// Stride found.
+        got: isize,
+    },
+    /// A span that no address covers.
+    #[error("with shape {shape:?} and strides {strides:?} reaches past the address space; check both")]
+    Span {
+        /// Extents.
+        shape: Vec<usize>,
+        /// Strides.
+        strides: Vec<isize>,
+    },
+    /// An output two of whose elements may share an address.
+    #[error(
+        "with shape {shape:?} and strides {strides:?} may write an address twice; sorted by size, each stride must \
+         pass the reach of those below it"
+    )]
+    Overlap {
+        /// Extents.
+        shape: Vec<usize>,
+        /// Strides.
+        strides: Vec<isize>,
+    },
+    /// A slice that does not hold every element the description reaches.
+    #[error("reaches {}, but its slice holds {len}; pass the whole buffer or correct shape, strides and offset",
+        reach(.needed))]
+    SliceTooShort {
+        /// Elements needed; `None` if an index lies before the slice or past any address.
+        needed: Option<usize>,
+        /// Elements there.
+        len: usize,
+    },
+    /// A number that is NaN or infinite.
+    #[error("is {got}; it must be finite")]
+    NotFinite {
+        /// Value found.
+        got: f32,
+    },
+    /// A cap that is not positive.
+    #[error("is {got}; it must be positive: leave it out to have no cap")]
+    NotPositive {
+        /// Value found.
+        got: f32,
+    },
+    /// No branch, or a branch without segments.
+    #[error("is an empty list; give it at least one entry")]
+    Empty,
+    /// A key length longer than its segment.
+    #[error("is {got} for batch entry {batch}; the segment has {limit} keys")]
+    KeyLen {
+        /// Which batch entry.
+        batch: usize,
+        /// Length found.
+        got: u32,
+        /// Keys of the segment.
+        limit: usize,
+    },
+    /// A gradient of an argument that is not there.
+    #[error("is wanted, but its input is not part of the request; drop one or add the other")]
+    NoInput,
+    /// A gradient wanted twice.
+    #[error("is wanted twice; ask for it once")]
+    Twice,
+    /// A gradient of a bool mask.
+    #[error("is wanted, but a bool mask has no gradient; drop it or pass a float bias")]
+    BoolGradient,
+}
+
+fn reach(needed: &Option<usize>) -> String {
+    match needed {
+        Some(needed) => format!("{needed} elements"),
+        None => "outside its slice".to_string(),
+    }
+}
+
+/// The element types that a rule accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DTypes(pub(crate) &'static [DType]);
+
+impl fmt::Display for DTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, dtype) in self.0.iter().enumerate() {
+            let separator = match i {
+                0 => "",
+                _ if i + 1 == self.0.len() => " or ",
+                _ => ", ",
+            };
+            write!(f, "{separator}{dtype}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The extents that a rule accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// Exactly this.
+    Exactly(usize),
+    /// This, or 1 to broadcast.
+    OrOne(usize),
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Extent::Exactly(n) | Extent::OrOne(n @ 1) => write!(f, "{n}"),
+            Extent::OrOne(n) => write!(f, "1 or {n}"),
+        }
+    }
+}
+
+/// Every rule that a request breaks.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub struct Invalid {
+    /// At least one violation.
+    pub violations: Vec<Violation>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        list(f, &self.violations)
+    }
+}
+
+/// Joins messages with semicolons.
+pub(crate) fn list<T: fmt::Display>(f: &mut fmt::Formatter<'_>, items: &[T]) -> fmt::Result {
+    for (i, item) in items.iter().enumerate() {
+        write!(f, "{}{item}", if i == 0 { "" } else { "; " })?;
+    }
+    Ok(())
+}
+
+impl Gradient {
+    /// The argument that receives this gradient, `first` being the number of a branch's first segment.
+    pub(crate) fn argument(self, first: impl Fn(usize) -> usize) -> Argument {
+        match self {
+            Gradient::Q => Argument::Dq,
+            Gradient::K(i) => Argument::Dk(i),
+            Gradient::V(i) => Argument::Dv(i),
+            Gradient::Bias(i) => Argument::Dbias(i),
+            Gradient::Gate(b) => Argument::Dgate(first(b)),
+            Gradient::Region(b) => Argument::Dregion(first(b)),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What is asked, and whether it is legal.
+//!
+//! [`Attention`] is plain data that may be nonsense. A [`Problem`] can only be had by passing every rule, so that
+//! planning and the engines need not ask again.
+
+mod descriptor;
+mod element;
+mod error;
+mod tensor;
+mod validate;
+
+pub use descriptor::{Attention, AttentionDesc, Branch, Causal, Gate, Gradient, Gradients, Outputs, Segment, Window};
+pub(crate) use element::with_float;
+pub use element::{DType, Element, Float};
+pub(crate) use error::list;
+pub use error::{Argument, DTypes, Extent, Invalid, Rule, Violation};
+pub use tensor::{MAX_RANK, Tensor, TensorDesc, TensorMut, TensorRef};
+pub use validate::MAX_EXTENT;
+
+/// Which way a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From q, k, v to out.
+    Forward,
+    /// From the gradient of out to those of the inputs.
+    Backward,
+}
+
+impl Direction {
+    /// `forward` or `backward`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+        }
+    }
+}
+
+/// A computable problem: holding one means that every rule of [`Problem::forward`] or [`Problem::backward`] is true.
+///
+/// Strides are those of the descriptors, brought to one order of indices and zero along every dimension of extent 1,
+/// so that broadcasting needs no further case.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    pub(crate) dtype: DType,
+    pub(crate) batch: usize,
+    pub(crate) seq_q: usize,
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) value_dim: usize,
+    pub(crate) softmax_scale: f32,
+    pub(crate) softcap: Option<f32>,
+    pub(crate) accumulate: bool,
+    /// `[batch, seq_q, heads, head_dim]`
+    pub(crate) q: Strides<4>,
+    pub(crate) branches: Vec<BranchProblem>,
+    pub(crate) results: Results,
+}
+
+/// Strides in elements, zero along broadcast dimensions.
+pub(crate) type Strides<const N: usize> = [isize; N];
+
+#[derive(Clone, Debug)]
+pub(crate) struct BranchProblem {
+    pub(crate) segments: Vec<SegmentProblem>,
+    /// Index of the first segment, counted across branches.
+    pub(crate) first_segment: usize,
+    /// Scalar, or strides `[batch, heads]`.
+    pub(crate) gate: Gate<Strides<2>>,
+    /// `[batch, heads, seq_q]`
+    pub(crate) region: Option<Strides<3>>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct SegmentProblem {
+    pub(crate) seq_kv: usize,
+    /// Query heads per head of keys.
+    pub(crate) group: usize,
+    /// `[batch, seq_kv, kv_heads, head_dim]`
+    pub(crate) k: Strides<4>,
+    /// `[batch, seq_kv, kv_heads, value_dim]`
+    pub(crate) v: Strides<4>,
+    /// `[batch, heads, seq_q, seq_kv]`
+    pub(crate) bias: Option<Strides<4>>,
+    /// `[batch]`
+    pub(crate) key_len: Option<Strides<1>>,
+    pub(crate) causal: Causal,
+    pub(crate) window: Window,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Results {
+    Forward {
+        /// `[batch, seq_q, heads, value_dim]`
+        out: Strides<4>,
+        /// `[branches, batch, heads, seq_q]`
+        lse: Option<Strides<4>>,
+    },
+    Backward {
+        /// `[batch, seq_q, heads, value_dim]`
+        dout: Strides<4>,
+        gradients: Vec<GradientProblem>,
+    },
+}
+
+/// A gradient in the index order of its input, missing dimensions inserted with extent 1.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GradientProblem {
+    pub(crate) gradient: Gradient,
+    pub(crate) extents: [usize; 4],
+    pub(crate) strides: Strides<4>,
+}
+
+impl Problem {
+    /// Checks a forward request.
+    ///
+    /// # Errors
+    /// [`Invalid`] with every rule that is broken.
+    pub fn forward(attention: &AttentionDesc, outputs: &Outputs<TensorDesc>) -> Result<Problem, Invalid> {
+        validate::forward(attention, outputs)
+    }
+
+    /// Checks a backward request: the attention, the gradient of `out` and the gradients wanted.
+    ///
+    /// # Errors
+    /// [`Invalid`] with every rule that is broken.
+    pub fn backward(
+        attention: &AttentionDesc,
+        dout: &TensorDesc,
+        gradients: &Gradients<TensorDesc>,
+    ) -> Result<Problem, Invalid> {
+        validate::backward(attention, dout, gradients)
+    }
+
+    /// Forward or backward.
+    pub fn direction(&self) -> Direction {
+        match self.results {
+            Results::Forward { .. } => Direction::Forward,
+            Results::Backward { .. } => Direction::Backward,
+        }
+    }
+
+    /// Type of q, k, v and out.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Batch entries.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Queries per batch entry.
+    pub fn seq_q(&self) -> usize {
+        self.seq_q
+    }
+
+    /// Query heads.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// Elements of a query or key.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Elements of a value.
+    pub fn value_dim(&self) -> usize {
+        self.value_dim
+    }
+
+    /// Keys of every segment, in order across branches.
+    pub fn seq_kv(&self) -> impl Iterator<Item = usize> {
+        self.branches.iter().flat_map(|branch| branch.segments.iter().map(|segment| segment.seq_kv))
+    }
+
+    /// Elements of everything that is written.
+    pub(crate) fn result_elements(&self) -> usize {
+        let rows = self.batch * self.heads * self.seq_q;
+        match &self.results {
+            Results::Forward { lse, .. } => {
+                rows * (self.value_dim + if lse.is_some() { self.branches.len() } else { 0 })
+            }
+            Results::Backward { gradients, .. } => {
+                gradients.iter().map(|gradient| gradient.extents.iter().product::<usize>()).sum()
+            }
+        }
+    }
+
+    /// Multiplications and additions of the dense forward products, masks not taken into account.
+    pub fn forward_flops(&self) -> f64 {
+        let keys: f64 = self.seq_kv().map(|n| n as f64).sum();
+        let queries = self.batch as f64 * self.heads as f64 * self.seq_q as f64;
+        2.0 * queries * keys * (self.head_dim + self.value_dim) as f64
+    }
+}
