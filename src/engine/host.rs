@@ -136,7 +136,8 @@ pub(crate) fn bind<'a>(attention: &Attention<TensorRef<'a>>, problem: &Problem) 
                 key_len: segment.key_len.as_ref().zip(layout_s.key_len).map(|(t, s)| View::new(t, s)),
                 seq_kv: layout_s.seq_kv,
             };
-            for b in (0..problem.batch).filter(|&b| bound.key_len(b) > layout_s.seq_kv) {
+            let batch = if bound.key_len.is_some() { problem.batch } else { 0 };
+            for b in (0..batch).filter(|&b| bound.key_len(b) > layout_s.seq_kv) {
                 let rule = Rule::KeyLen { batch: b, got: bound.key_len(b) as u32, limit: layout_s.seq_kv };
                 violations.push(Violation { argument: Argument::KeyLen(layout.first_segment + i), rule });
             }

@@ -3,7 +3,7 @@
 //! Results are unrounded, so that an error measured against them is the other engine's own.
 
 use super::host::{Inputs, SegmentInputs, View};
-use crate::problem::{BranchProblem, Causal, DType, Gradient, GradientProblem, Problem, SegmentProblem};
+use crate::problem::{BranchProblem, Causal, DType, Gradient, GradientProblem, Problem, SegmentProblem, elements};
 use std::collections::HashMap;
 
 /// A dense array indexed by four numbers; an index along an extent of 1 is taken as 0.
@@ -17,7 +17,7 @@ pub struct Dense {
 
 impl Dense {
     pub(crate) fn zeros(extents: [usize; 4]) -> Self {
-        Dense { extents, values: vec![0.0; extents.iter().product()] }
+        Dense { extents, values: vec![0.0; elements(&extents)] }
     }
 
     fn at(&mut self, index: [usize; 4]) -> &mut f64 {
@@ -128,6 +128,8 @@ pub(crate) fn backward(
 
 fn queries(problem: &Problem) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
     let Problem { batch, seq_q, heads, .. } = *problem;
+    // Without a head or a query there is nothing to count batch entries for.
+    let batch = if heads == 0 || seq_q == 0 { 0 } else { batch };
     (0..batch).flat_map(move |b| (0..heads).flat_map(move |h| (0..seq_q).map(move |i| (b, h, i))))
 }
 

@@ -182,32 +182,38 @@ impl<T> Attention<T> {
     }
 }
 
+impl<T> Attention<T> {
+    /// The same request with something else standing for each tensor: owned arrays become views, views descriptions.
+    pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Attention<U> {
+        let f = &mut f;
+        let mut branches = Vec::with_capacity(self.branches.len());
+        let q = f(&self.q);
+        for branch in &self.branches {
+            let gate = match &branch.gate {
+                Gate::Scalar(value) => Gate::Scalar(*value),
+                Gate::Tensor(tensor) => Gate::Tensor(f(tensor)),
+            };
+            let region = branch.region.as_ref().map(&mut *f);
+            let segments = (branch.segments.iter())
+                .map(|segment| Segment {
+                    k: f(&segment.k),
+                    v: f(&segment.v),
+                    bias: segment.bias.as_ref().map(&mut *f),
+                    key_len: segment.key_len.as_ref().map(&mut *f),
+                    causal: segment.causal,
+                    window: segment.window,
+                })
+                .collect();
+            branches.push(Branch { segments, gate, region });
+        }
+        Attention { q, branches, softmax_scale: self.softmax_scale, softcap: self.softcap, accumulate: self.accumulate }
+    }
+}
+
 impl<T: Tensor> Attention<T> {
     /// The same request without data.
     pub fn desc(&self) -> AttentionDesc {
-        let segment = |segment: &Segment<T>| Segment {
-            k: segment.k.desc(),
-            v: segment.v.desc(),
-            bias: segment.bias.as_ref().map(T::desc),
-            key_len: segment.key_len.as_ref().map(T::desc),
-            causal: segment.causal,
-            window: segment.window,
-        };
-        let branch = |branch: &Branch<T>| Branch {
-            segments: branch.segments.iter().map(segment).collect(),
-            gate: match &branch.gate {
-                Gate::Scalar(value) => Gate::Scalar(*value),
-                Gate::Tensor(tensor) => Gate::Tensor(tensor.desc()),
-            },
-            region: branch.region.as_ref().map(T::desc),
-        };
-        Attention {
-            q: self.q.desc(),
-            branches: self.branches.iter().map(branch).collect(),
-            softmax_scale: self.softmax_scale,
-            softcap: self.softcap,
-            accumulate: self.accumulate,
-        }
+        self.map(T::desc)
     }
 }
 

@@ -36,6 +36,11 @@ impl Direction {
     }
 }
 
+/// How many elements extents make. Partial products may overflow where one extent is 0.
+pub(crate) fn elements(extents: &[usize]) -> usize {
+    if extents.contains(&0) { 0 } else { extents.iter().product() }
+}
+
 /// A computable problem: holding one means that every rule of [`Problem::forward`] or [`Problem::backward`] is true.
 ///
 /// Strides are those of the descriptors, brought to one order of indices and zero along every dimension of extent 1,
@@ -177,14 +182,12 @@ impl Problem {
 
     /// Elements of everything that is written.
     pub(crate) fn result_elements(&self) -> usize {
-        let rows = self.batch * self.heads * self.seq_q;
+        let rows = elements(&[self.batch, self.heads, self.seq_q]);
         match &self.results {
             Results::Forward { lse, .. } => {
                 rows * (self.value_dim + if lse.is_some() { self.branches.len() } else { 0 })
             }
-            Results::Backward { gradients, .. } => {
-                gradients.iter().map(|gradient| gradient.extents.iter().product::<usize>()).sum()
-            }
+            Results::Backward { gradients, .. } => gradients.iter().map(|gradient| elements(&gradient.extents)).sum(),
         }
     }
 

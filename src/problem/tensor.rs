@@ -29,6 +29,20 @@ impl TensorDesc {
         desc
     }
 
+    /// The same for a number of dimensions known only at run time.
+    ///
+    /// `None` if there are more than [`MAX_RANK`], or not as many strides as extents.
+    pub fn from_slices(dtype: DType, shape: &[usize], strides: &[isize]) -> Option<Self> {
+        let rank = shape.len();
+        if rank > MAX_RANK || strides.len() != rank {
+            return None;
+        }
+        let mut desc = TensorDesc { dtype, rank, shape: [1; MAX_RANK], strides: [0; MAX_RANK] };
+        desc.shape[..rank].copy_from_slice(shape);
+        desc.strides[..rank].copy_from_slice(strides);
+        Some(desc)
+    }
+
     /// A dense tensor, the last dimension fastest.
     pub fn contiguous<const R: usize>(dtype: DType, shape: [usize; R]) -> Self {
         let mut strides = [0; R];
@@ -168,6 +182,19 @@ macro_rules! host_view {
                 strides: [isize; R],
             ) -> Self {
                 Self { bytes: $cast(data), offset, desc: TensorDesc::strided(T::DTYPE, shape, strides) }
+            }
+
+            /// The same for a number of dimensions known only at run time.
+            ///
+            /// `None` if there are more than [`MAX_RANK`], or not as many strides as extents.
+            pub fn from_slices<T: $bound>(
+                data: &'a $($mutability)? [T],
+                offset: usize,
+                shape: &[usize],
+                strides: &[isize],
+            ) -> Option<Self> {
+                let desc = TensorDesc::from_slices(T::DTYPE, shape, strides)?;
+                Some(Self { bytes: $cast(data), offset, desc })
             }
 
             /// How many elements the slice must hold for every index to lie in it, or `None` if one lies before its

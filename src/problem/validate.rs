@@ -158,7 +158,8 @@ impl Checker {
     }
 
     fn segment(&mut self, number: usize, segment: &Segment<TensorDesc>, sizes: &Sizes, dtype: DType) -> SegmentProblem {
-        let [_, seq_kv, kv_heads, _] = extents::<4>(&segment.k);
+        let ranked = if segment.k.shape().len() == 4 { &segment.k } else { &segment.v };
+        let [_, seq_kv, kv_heads, _] = extents::<4>(ranked);
         let batch = ("batch", Extent::OrOne(sizes.batch));
         let keys = [batch, ("seq_kv", Extent::Exactly(seq_kv)), ("kv_heads", Extent::Exactly(kv_heads))];
         let [b, s, h] = keys;

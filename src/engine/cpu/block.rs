@@ -126,6 +126,7 @@ impl Block<'_> {
                     Matrix::new(&scratch.q, rows, head_dim, head_dim),
                     Matrix::new(&scratch.kv, columns, head_dim, head_dim),
                     problem.softmax_scale,
+                    run_length::<T>(head_dim),
                 );
                 for r in 0..rows {
                     let logits = &mut scratch.s[r * self.block_kv..][..columns];
@@ -157,6 +158,13 @@ impl Block<'_> {
         let row = |r: usize| keys_of_row(segment, self.problem.seq_q, self.first + r, key_len);
         row(0).start..row(self.rows - 1).end.max(row(0).start)
     }
+}
+
+/// Terms of a product summed in one run. In f32 the logits' rounding is what the result's error comes from, and runs of
+/// about 32 take a third of it away for a tenth of the time (benches/NOTEBOOK.md); in f16 and bf16 it is below what the
+/// inputs resolve.
+fn run_length<T: Float>(head_dim: usize) -> usize {
+    if T::DTYPE == DType::F32 { head_dim.div_ceil(head_dim.div_ceil(32)) } else { head_dim }
 }
 
 /// The keys that query `i` may attend to by position: causal rule, window and key length all leave an interval.

@@ -8,7 +8,7 @@ mod tile;
 
 use super::host::Inputs;
 use crate::plan::Plan;
-use crate::problem::{Float, Problem, Results, TensorMut, with_float};
+use crate::problem::{Float, Problem, Results, TensorMut, elements, with_float};
 use block::{Block, Scratch};
 use rayon::prelude::*;
 use shared::SharedRows;
@@ -40,7 +40,7 @@ fn forward_typed<T: Float>(
     let Problem { batch, seq_q, heads, .. } = *problem;
     let block_q = plan.block_q();
     let blocks = seq_q.div_ceil(block_q);
-    (0..batch * heads * blocks).into_par_iter().for_each_init(
+    (0..elements(&[batch, heads, blocks])).into_par_iter().for_each_init(
         || Scratch::new(problem, plan),
         |scratch, task| {
             let (b, h, first) = (task / blocks / heads, task / blocks % heads, task % blocks * block_q);

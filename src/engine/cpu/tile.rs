@@ -17,12 +17,30 @@ impl<'a> Matrix<'a> {
         assert!((rows - 1) * stride + columns <= data.len());
         Matrix { data, rows, columns, stride }
     }
+
+    /// At most `count` columns from `start` on.
+    fn columns(self, start: usize, count: usize) -> Self {
+        Matrix::new(&self.data[start..], self.rows, count.min(self.columns - start), self.stride)
+    }
 }
 
 /// `dst[m, n] = scale · lhs[m, k] · rhs[n, k]ᵀ`, the rows of `dst` being `stride` apart.
-pub(super) fn matmul_transposed(dst: &mut [f32], stride: usize, lhs: Matrix<'_>, rhs: Matrix<'_>, scale: f32) {
+///
+/// The sum over `k` is taken in runs of `run` terms: its rounding error grows with the square root of the longer of run
+/// and number of runs instead of `k`.
+pub(super) fn matmul_transposed(
+    dst: &mut [f32],
+    stride: usize,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+    scale: f32,
+    run: usize,
+) {
     assert_eq!(lhs.columns, rhs.columns);
-    product(dst, stride, rhs.rows, false, lhs, rhs, (1, rhs.stride), scale);
+    for start in (0..lhs.columns).step_by(run) {
+        let (lhs, rhs) = (lhs.columns(start, run), rhs.columns(start, run));
+        product(dst, stride, rhs.rows, start > 0, lhs, rhs, (1, rhs.stride), scale);
+    }
 }
 
 /// `dst[m, n] += lhs[m, k] · rhs[k, n]`, the rows of `dst` being `n` apart.
