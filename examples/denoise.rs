@@ -1,35 +1,30 @@
 //! Denoises a photograph with attention: `cargo run --release --example denoise [-- PICTURE.png]`.
 //!
-//! Non-local means averages every patch of a picture with the patches that look like it, wherever they are:
+//! Non-local means replaces a patch by the mean of all patches of the picture, weighted by how much they look like it:
+//! `Σ_j softmax_j(-|q_i - k_j|² / h²) v_j`. Since `|q_i|²` is the same for all j, it cancels in the softmax, and what is
+//! left is attention: `softmax_scale = 2/h²`, and a bias of `-|k_j|² / h²` per key. The tokens are the 5x5 patches at
+//! all pixels. A value is a patch as it is, noise included; query and key are a projection of it, as in any attention
+//! layer (here the low frequencies, where the picture is stronger than the noise), and a weak position encoding.
 //!
-//! ```text
-//! out_i = Σ_j softmax_j(-|q_i - k_j|² / h²) v_j
-//!       = Σ_j softmax_j(2/h² · <q_i, k_j> - |k_j|² / h²) v_j        |q_i|² is the same for all j and cancels
-//! ```
-//!
-//! That is attention with `softmax_scale = 2/h²` and a bias per key. The tokens are all 5x5 patches, at every pixel: a
-//! value is a patch as it is, noise included; query and key are a projection of it, as in any attention layer (here its
-//! low frequencies, where the picture is stronger than the noise) and a weak position encoding.
-//!
-//! A patch that has no like in the noisy picture keeps its noise: the rim of the cat's eye. So a second branch brings
-//! keys and values from a clean picture, the cat's *other* eye. It has a softmax of its own, a gate, and a region around
-//! the eye, and is computed in the same call:
+//! A patch without its like keeps its noise: see the rim of the cat's eye. A second branch therefore brings keys and
+//! values from a clean picture, her *other* eye, with a softmax of its own, a gate and a region, in the same call:
 //!
 //! ```text
 //! out_i = (1 - gate · region_i) · attention over the noisy picture + gate · region_i · attention over the reference
 //! ```
 //!
-//! The logits, 2.8 GB, exist nowhere. The clean picture serves to measure PSNR and for nothing else.
+//! The logits, 2.6 GiB, exist nowhere. The clean picture serves to measure PSNR and for nothing else.
 
 use fused_attention::{Attention, Branch, Engine, Plan, Segment, TensorMut, TensorRef};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::error::Error;
 use std::f32::consts::{PI, TAU};
+use std::fs::File;
 use std::io::Cursor;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Both crops lie in this part of a photograph by Stefan van der Walt, CC0; see data/README.md.
 const PHOTO: &[u8] = include_bytes!("data/chelsea.png");
@@ -69,51 +64,43 @@ fn main() -> ExitCode {
 
 fn denoise(path: &str) -> Result<(), Box<dyn Error>> {
     let photo = Picture::read(PHOTO)?;
-    let (clean, reference) = (photo.crop(NOISY), photo.crop(REFERENCE));
+    let clean = photo.crop(NOISY);
     let noisy = clean.with_noise();
 
-    // Tokens. The reference has no place in the noisy picture: its coordinates are 0, as is then their product.
     let own = Tokens::new(&noisy, GREYS_PER_PIXEL, 1.0);
-    let other = Tokens::new(&reference, 0.0, SHARPNESS);
-    let region = noisy.patches().map(|(x, y)| region(x as f32 + SIDE as f32 / 2.0, y as f32 + SIDE as f32 / 2.0));
-    let region: Vec<f32> = region.collect();
+    // The reference has no place in the picture: with coordinates of 0 its keys are equally far from everywhere.
+    let other = Tokens::new(&photo.crop(REFERENCE), 0.0, SHARPNESS);
+    let middle = |corner: usize| (corner + SIDE / 2) as f32 + 0.5;
+    let inside: Vec<f32> = noisy.patches().map(|(x, y)| region(middle(x), middle(y))).collect();
     // Where the reference comes in, the picture's own branch gives way: the weights add up to one.
-    let rest: Vec<f32> = region.iter().map(|r| 1.0 - GATE * r).collect();
+    let rest: Vec<f32> = inside.iter().map(|r| 1.0 - GATE * r).collect();
+    let per_query = |region| TensorRef::contiguous::<f32, 2>(region, [1, own.count]);
 
-    let queries = || Attention::new(own.keys()).softmax_scale(2.0 / BANDWIDTH);
-    let alone = own.attend(queries().branch(own.branch()))?;
-    let both = own.attend(
-        queries()
-            .branch(own.branch().region(TensorRef::contiguous(&rest, [1, own.count])))
-            .branch(other.branch().gate(GATE).region(TensorRef::contiguous(&region, [1, own.count]))),
-    )?;
-    let denoised = noisy.assemble(&alone.patches);
-    let with_reference = noisy.assemble(&both.patches);
+    let attention = Attention::new(own.keys()).softmax_scale(2.0 / BANDWIDTH);
+    let (denoised, ..) = own.attend(&noisy, attention.clone().branch(own.branch()))?;
+    let attention = attention
+        .branch(own.branch().region(per_query(&rest)))
+        .branch(other.branch().gate(GATE).region(per_query(&inside)));
+    let (with_reference, plan, peak_bytes) = own.attend(&noisy, attention)?;
 
-    let everywhere = |_, _| 1.0;
-    let psnr = |picture: &Picture| (picture.psnr(&clean, everywhere), picture.psnr(&clean, self::region));
-    let (before, after, last) = (psnr(&noisy), psnr(&denoised), psnr(&with_reference));
-    println!("{} queries; {} keys in the picture, {} in the reference", own.count, own.count, other.count);
-    println!("engine {}, kernel {}", both.plan.engine().name(), both.plan.kernel());
-    println!("                      PSNR      gain    around the eye    time");
-    println!("noisy              {:>5.2} dB               {:>5.2} dB", before.0, before.1);
-    for (name, (all, eye), run) in [("self similarity", after, &alone), ("and the reference", last, &both)] {
-        let (gain, seconds) = (all - before.0, run.time.as_secs_f32());
-        println!("{name:17}  {all:>5.2} dB  {gain:>+5.2} dB      {eye:>5.2} dB    {seconds:>4.1} s");
+    let logits_bytes = own.count * (own.count + other.count) * size_of::<f32>();
+    println!("tokens   {} queries, {} keys of the picture, {} of the reference", own.count, own.count, other.count);
+    println!("kernel   {} of engine {}", plan.kernel(), plan.engine().name());
+    println!("scratch  {} KiB planned, {} KiB measured;", plan.workspace_bytes() / 1024, peak_bytes / 1024);
+    println!("         the logits alone would take {} MiB\n", logits_bytes / (1024 * 1024));
+
+    let panels = [("noisy", &noisy), ("self similarity", &denoised), ("with the reference", &with_reference)];
+    let psnr = panels.map(|(_, picture)| [picture.psnr(&clean, |_, _| 1.0), picture.psnr(&clean, region)]);
+    println!("                       PSNR     gain    around the eye     gain");
+    for ((name, _), [all, eye]) in panels.iter().zip(psnr) {
+        let [gain, eye_gain] = [all - psnr[0][0], eye - psnr[0][1]];
+        println!("{name:18} {all:>5.2} dB  {gain:>4.2} dB          {eye:>5.2} dB {eye_gain:>5.2} dB");
     }
-    let logits = own.count * (own.count + other.count) * size_of::<f32>();
-    println!(
-        "scratch: {} KiB planned, {} KiB seen by the allocator; the logits would have taken {} MiB",
-        both.plan.workspace_bytes() / 1024,
-        both.peak_bytes / 1024,
-        logits / (1024 * 1024),
-    );
-
     write_panels(path, &[&noisy, &denoised, &with_reference, &clean])?;
-    println!("{path}: noisy | self similarity | and the reference, inside the ellipse | the photograph");
+    println!("\n{path}: noisy | self similarity | with the reference, in the ellipse | the photograph");
 
-    assert!(after.0 - before.0 >= 8.0, "self similarity gains less than it did");
-    assert!(last.1 - after.1 >= 0.3, "the reference gains less than it did");
+    assert!(psnr[1][0] - psnr[0][0] >= 8.5, "self similarity gains less than it did");
+    assert!(psnr[2][1] - psnr[1][1] >= 0.4, "the reference gains less than it did");
     Ok(())
 }
 
@@ -123,14 +110,6 @@ struct Tokens {
     keys: Vec<f32>,
     values: Vec<f32>,
     bias: Vec<f32>,
-}
-
-/// What one call gave, and what it took.
-struct Run {
-    patches: Vec<f32>,
-    plan: Plan,
-    time: Duration,
-    peak_bytes: usize,
 }
 
 impl Tokens {
@@ -157,28 +136,33 @@ impl Tokens {
         Segment::new(self.keys(), values).bias(TensorRef::contiguous(&self.bias, [1, 1, 1, self.count])).into()
     }
 
-    fn attend(&self, attention: Attention<TensorRef<'_>>) -> Result<Run, fused_attention::Error> {
+    /// The picture that attention makes of these queries, how it was computed, and the most bytes allocated meanwhile.
+    fn attend(
+        &self,
+        like: &Picture,
+        attention: Attention<TensorRef<'_>>,
+    ) -> Result<(Picture, Plan, usize), Box<dyn Error>> {
         let mut patches = vec![0.0; self.count * VALUE_DIM];
         let out = TensorMut::bshd(&mut patches, [1, self.count, 1, VALUE_DIM]);
-        let (start, held) = (Instant::now(), HELD.load(Relaxed));
-        PEAK.store(held, Relaxed);
+        let (start, before) = (Instant::now(), HELD.load(Relaxed));
+        PEAK.store(before, Relaxed);
         let plan = attention.forward(Engine::Cpu, out)?;
-        Ok(Run { patches, plan, time: start.elapsed(), peak_bytes: PEAK.load(Relaxed) - held })
+        let peak_bytes = PEAK.load(Relaxed) - before;
+        println!("time     {:.1} s for {} branch(es)", start.elapsed().as_secs_f32(), attention.branches.len());
+        Ok((like.assemble(&patches), plan, peak_bytes))
     }
 }
 
 /// The low frequencies of a patch's brightness (its discrete cosine transform) and its mean in two colour differences.
 fn project(patch: &[f32]) -> Vec<f32> {
-    let side = SIDE as f32;
     let wave = |a: usize, i: usize| {
-        let norm = ((1.0 + f32::from(a > 0)) / side).sqrt();
-        norm * (PI * a as f32 * (i as f32 + 0.5) / side).cos()
+        let norm = (1.0 + f32::from(a > 0)) / SIDE as f32;
+        norm.sqrt() * (PI * a as f32 * (i as f32 + 0.5) / SIDE as f32).cos()
     };
-    let onto = |colour: [f32; 3], a, b| -> f32 {
-        let norm = colour.iter().map(|c| c * c).sum::<f32>().sqrt();
-        let pixels = patch.chunks_exact(3).enumerate();
-        let mixed = pixels.map(|(i, p)| (i, (colour[0] * p[0] + colour[1] * p[1] + colour[2] * p[2]) / norm));
-        mixed.map(|(i, value)| wave(a, i / SIDE) * wave(b, i % SIDE) * value).sum()
+    let onto = |[r, g, b]: [f32; 3], row, column| {
+        let norm = (r * r + g * g + b * b).sqrt();
+        let pixels = patch.chunks_exact(3).map(|p| (r * p[0] + g * p[1] + b * p[2]) / norm).enumerate();
+        pixels.map(|(at, value)| wave(row, at / SIDE) * wave(column, at % SIDE) * value).sum()
     };
     let frequencies = (0..=MAX_FREQUENCY).flat_map(|a| (0..=MAX_FREQUENCY - a).map(move |b| (a, b)));
     let brightness = frequencies.map(|(a, b)| onto([1.0, 1.0, 1.0], a, b));
@@ -263,30 +247,30 @@ impl Picture {
 }
 
 /// Writes pictures side by side, each pixel ZOOM x ZOOM large; the third shows the ellipse.
-fn write_panels(path: &str, panels: &[&Picture; 4]) -> Result<(), Box<dyn Error>> {
+fn write_panels(path: &str, panels: &[&Picture; 4]) -> Result<(), String> {
     const ZOOM: usize = 2;
     const SEPARATOR: usize = 6;
-    let [(width, height), step] =
-        [(panels[0].width * ZOOM, panels[0].height * ZOOM), panels[0].width * ZOOM + SEPARATOR];
-    let total = panels.len() * step - SEPARATOR;
-    let mut bytes = vec![255; total * height * 3];
+    let step = panels[0].width * ZOOM + SEPARATOR;
+    let (width, height) = (panels.len() * step - SEPARATOR, panels[0].height * ZOOM);
+    let mut bytes = vec![255; width * height * 3];
     for (at, pixel) in bytes.chunks_exact_mut(3).enumerate() {
-        let (panel, x, y) = (at % total / step, at % total % step, at / total);
-        if x < width {
-            let line = panel == 2 && (radius(x as f32 / ZOOM as f32, y as f32 / ZOOM as f32) - 1.0).abs() < 0.012;
-            let rgb = panels[panel].row(x / ZOOM, y / ZOOM, 1);
-            pixel.iter_mut().zip(rgb).for_each(|(to, c)| *to = if line { (c + 255.0) / 2.0 } else { *c }.round() as u8);
+        let (panel, x, y) = (at % width / step, at % width % step, at / width);
+        let on_ellipse = (radius(x as f32 / ZOOM as f32, y as f32 / ZOOM as f32) - 1.0).abs() < 0.012;
+        let light = if panel == 2 && on_ellipse { 0.5 } else { 0.0 };
+        if x < step - SEPARATOR {
+            let from = panels[panel].row(x / ZOOM, y / ZOOM, 1);
+            pixel.iter_mut().zip(from).for_each(|(to, c)| *to = (c + light * (255.0 - c)).round() as u8);
         }
     }
-    let write = || -> Result<(), Box<dyn Error>> {
-        let mut encoder = png::Encoder::new(std::fs::File::create(path)?, total as u32, height as u32);
+    let write = || -> Result<(), png::EncodingError> {
+        let mut encoder = png::Encoder::new(File::create(path)?, width as u32, height as u32);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_compression(png::Compression::High);
         let mut writer = encoder.write_header()?;
         writer.write_image_data(&bytes)?;
-        Ok(writer.finish()?)
+        writer.finish()
     };
-    write().map_err(|error| format!("cannot write {path}: {error}").into())
+    write().map_err(|error| format!("cannot write {path}: {error}"))
 }
 
 /// The system's allocator, counting the bytes that are held and the most there were.

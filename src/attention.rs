@@ -13,8 +13,8 @@ use std::collections::HashMap;
 impl Attention<TensorRef<'_>> {
     /// Computes `out`, and `lse` if asked for, from tensors in host memory.
     ///
-    /// Allocates scratch of at most [`Plan::workspace_bytes`]; nothing of size `seq_q × seq_kv`. The answer is the plan
-    /// that was carried out.
+    /// Nothing of size `seq_q × seq_kv` is allocated: the scratch is [`Plan::workspace_bytes`] and, on the cpu engine, the
+    /// packing buffers of the matrix product, some 100 KB a thread. The answer is the plan that was carried out.
     ///
     /// # Errors
     /// [`Error::Invalid`] with every rule the request breaks, [`Error::Refused`] with every reason the engine has not to

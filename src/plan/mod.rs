@@ -144,9 +144,14 @@ fn reasons_against(instance: &Instance, problem: &Problem) -> Vec<Reason> {
 pub(crate) fn table_reasons(engine: Engine, problem: &Problem) -> Vec<Reason> {
     let direction = problem.direction();
     let rows = INSTANCES.iter().filter(|row| row.engine == engine && row.direction == direction);
-    rows.map(|row| reasons_against(row, problem))
+    let mut reasons = rows
+        .map(|row| reasons_against(row, problem))
         .min_by_key(Vec::len)
-        .unwrap_or_else(|| vec![Reason::NoKernel { direction }])
+        .unwrap_or_else(|| vec![Reason::NoKernel { direction }]);
+    if engine == Engine::Cuda && cfg!(not(nvcc)) {
+        reasons.push(Reason::NoCompiler);
+    }
+    reasons
 }
 
 /// Why an engine does not run a legal problem.
@@ -183,6 +188,9 @@ pub enum Reason {
         /// Types compiled.
         supported: &'static [DType],
     },
+    /// The CUDA compiler was missing when this crate was built.
+    #[error("no nvcc was found when it was built; install the CUDA toolkit, set NVCC or CUDA_HOME, and build again")]
+    NoCompiler,
     /// Rows too wide for a tile.
     #[error("{dim} is {got}; its widest kernel takes {limit}")]
     Width {
