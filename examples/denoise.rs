@@ -7,98 +7,70 @@
 //! layer (here the low frequencies, where the picture is stronger than the noise), and a weak position encoding.
 //!
 //! A patch without its like keeps its noise: see the rim of the cat's eye. A second branch therefore brings keys and
-//! values from a clean picture, her *other* eye, with a softmax of its own, a gate and a region, in the same call:
-//!
-//! ```text
-//! out_i = (1 - gate · region_i) · attention over the noisy picture + gate · region_i · attention over the reference
-//! ```
-//!
-//! The logits, 2.6 GiB, exist nowhere. The clean picture serves to measure PSNR and for nothing else.
+//! values from a clean picture, her *other* eye, with a softmax, a gate and a region of its own, in the same call:
+//! `(1 - gate · region_i) · attention over the noisy picture + gate · region_i · attention over the reference`.
+//! The logits exist nowhere. The clean crop serves to measure PSNR and for nothing else.
 
-use fused_attention::{Attention, Branch, Engine, Plan, Segment, TensorMut, TensorRef};
+use fused_attention::{Attention, Branch, Engine, Segment, TensorMut, TensorRef};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::error::Error;
 use std::f32::consts::{PI, TAU};
-use std::fs::File;
-use std::io::Cursor;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Instant;
 
-/// Both crops lie in this part of a photograph by Stefan van der Walt, CC0; see data/README.md.
+/// Part of a photograph by Stefan van der Walt, CC0; see data/README.md.
 const PHOTO: &[u8] = include_bytes!("data/chelsea.png");
-/// Left, top, width, height of the crop that is denoised, and of the reference. They share no pixel.
-const NOISY: [usize; 4] = [0, 0, 148, 148];
-const REFERENCE: [usize; 4] = [160, 36, 120, 112];
-
 /// Standard deviation of the noise, in grey levels of 255.
 const SIGMA: f32 = 25.0;
 /// Patches are SIDE x SIDE pixels of 3 colours.
 const SIDE: usize = 5;
 const VALUE_DIM: usize = SIDE * SIDE * 3;
-/// Brightness at the 10 frequencies with `a + b` up to this, and two mean colours, describe a patch.
-const MAX_FREQUENCY: usize = 3;
+/// Queries and keys: brightness at the 10 lowest frequencies and two mean colours, then two coordinates.
 const FEATURES: usize = 12;
-/// Then come two coordinates. One pixel of distance counts as much as this many grey levels.
 const HEAD_DIM: usize = FEATURES + 2;
+/// One pixel of distance counts as much as this many grey levels.
 const GREYS_PER_PIXEL: f32 = 3.5;
 /// h²: the projection is orthonormal, so that each feature carries noise of variance SIGMA².
 const BANDWIDTH: f32 = FEATURES as f32 * SIGMA * SIGMA;
 /// Keys without noise are half as far away as noisy ones, on average over equal patches: half of h² for them.
 const SHARPNESS: f32 = 2.0;
-/// Share of the reference branch inside the region, an ellipse with a soft edge: centre and radii in pixels.
+/// Share of the reference branch inside the region.
 const GATE: f32 = 0.5;
-const ELLIPSE: [f32; 4] = [75.0, 84.0, 46.0, 42.0];
 
 fn main() -> ExitCode {
     let path = std::env::args().nth(1).unwrap_or_else(|| "denoise.png".into());
-    match denoise(&path) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("denoise: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let Err(error) = denoise(&path) else { return ExitCode::SUCCESS };
+    eprintln!("denoise: {error}");
+    ExitCode::FAILURE
 }
 
-fn denoise(path: &str) -> Result<(), Box<dyn Error>> {
-    let photo = Picture::read(PHOTO)?;
-    let clean = photo.crop(NOISY);
+fn denoise(path: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let clean = Picture::crop(0, 0, 148, 148)?;
     let noisy = clean.with_noise();
 
     let own = Tokens::new(&noisy, GREYS_PER_PIXEL, 1.0);
-    // The reference has no place in the picture: with coordinates of 0 its keys are equally far from everywhere.
-    let other = Tokens::new(&photo.crop(REFERENCE), 0.0, SHARPNESS);
-    let middle = |corner: usize| (corner + SIDE / 2) as f32 + 0.5;
-    let inside: Vec<f32> = noisy.patches().map(|(x, y)| region(middle(x), middle(y))).collect();
+    // It shares no pixel with the noisy crop and has no place there: with coordinates of 0 all its keys are as far.
+    let other = Tokens::new(&Picture::crop(160, 36, 120, 112)?, 0.0, SHARPNESS);
+    let half = SIDE as f32 / 2.0;
+    let inside: Vec<f32> = noisy.patches().map(|(x, y)| region(x as f32 + half, y as f32 + half)).collect();
     // Where the reference comes in, the picture's own branch gives way: the weights add up to one.
     let rest: Vec<f32> = inside.iter().map(|r| 1.0 - GATE * r).collect();
-    let per_query = |region| TensorRef::contiguous::<f32, 2>(region, [1, own.count]);
+    let [rest, inside] = [&rest, &inside].map(|share| TensorRef::contiguous(share, [1, own.count]));
 
+    println!("{} patches; {} of the reference", own.count, other.count);
     let attention = Attention::new(own.keys()).softmax_scale(2.0 / BANDWIDTH);
-    let (denoised, ..) = own.attend(&noisy, attention.clone().branch(own.branch()))?;
-    let attention = attention
-        .branch(own.branch().region(per_query(&rest)))
-        .branch(other.branch().gate(GATE).region(per_query(&inside)));
-    let (with_reference, plan, peak_bytes) = own.attend(&noisy, attention)?;
+    let alone = attention.clone().branch(own.branch());
+    let both = attention.branch(own.branch().region(rest)).branch(other.branch().gate(GATE).region(inside));
+    let (denoised, with_reference) = (noisy.attend(alone)?, noisy.attend(both)?);
 
-    let logits_bytes = own.count * (own.count + other.count) * size_of::<f32>();
-    println!("tokens   {} queries, {} keys of the picture, {} of the reference", own.count, own.count, other.count);
-    println!("kernel   {} of engine {}", plan.kernel(), plan.engine().name());
-    println!("scratch  {} KiB planned, {} KiB measured;", plan.workspace_bytes() / 1024, peak_bytes / 1024);
-    println!("         the logits alone would take {} MiB\n", logits_bytes / (1024 * 1024));
-
-    let panels = [("noisy", &noisy), ("self similarity", &denoised), ("with the reference", &with_reference)];
-    let psnr = panels.map(|(_, picture)| [picture.psnr(&clean, |_, _| 1.0), picture.psnr(&clean, region)]);
-    println!("                       PSNR     gain    around the eye     gain");
-    for ((name, _), [all, eye]) in panels.iter().zip(psnr) {
-        let [gain, eye_gain] = [all - psnr[0][0], eye - psnr[0][1]];
-        println!("{name:18} {all:>5.2} dB  {gain:>4.2} dB          {eye:>5.2} dB {eye_gain:>5.2} dB");
+    let panels = [&noisy, &denoised, &with_reference, &clean];
+    write_panels(path, panels).map_err(|error| format!("cannot write {path}: {error}"))?;
+    println!("{path}: noisy | self similarity | with the reference, in the ellipse | the photograph\n");
+    println!("PSNR in dB          picture   gain   ellipse   gain");
+    let psnr = panels.map(|picture| [picture.psnr(&clean, |_, _| 1.0), picture.psnr(&clean, region)]);
+    for (name, [all, eye]) in ["noisy", "self similarity", "with the reference"].iter().zip(psnr) {
+        println!("{name:18} {all:>8.2} {:>6.2} {eye:>9.2} {:>6.2}", all - psnr[0][0], eye - psnr[0][1]);
     }
-    write_panels(path, &[&noisy, &denoised, &with_reference, &clean])?;
-    println!("\n{path}: noisy | self similarity | with the reference, in the ellipse | the photograph");
-
     assert!(psnr[1][0] - psnr[0][0] >= 8.5, "self similarity gains less than it did");
     assert!(psnr[2][1] - psnr[1][1] >= 0.4, "the reference gains less than it did");
     Ok(())
@@ -135,44 +107,27 @@ impl Tokens {
         let values = TensorRef::bshd(&self.values, [1, self.count, 1, VALUE_DIM]);
         Segment::new(self.keys(), values).bias(TensorRef::contiguous(&self.bias, [1, 1, 1, self.count])).into()
     }
-
-    /// The picture that attention makes of these queries, how it was computed, and the most bytes allocated meanwhile.
-    fn attend(
-        &self,
-        like: &Picture,
-        attention: Attention<TensorRef<'_>>,
-    ) -> Result<(Picture, Plan, usize), Box<dyn Error>> {
-        let mut patches = vec![0.0; self.count * VALUE_DIM];
-        let out = TensorMut::bshd(&mut patches, [1, self.count, 1, VALUE_DIM]);
-        let (start, before) = (Instant::now(), HELD.load(Relaxed));
-        PEAK.store(before, Relaxed);
-        let plan = attention.forward(Engine::Cpu, out)?;
-        let peak_bytes = PEAK.load(Relaxed) - before;
-        println!("time     {:.1} s for {} branch(es)", start.elapsed().as_secs_f32(), attention.branches.len());
-        Ok((like.assemble(&patches), plan, peak_bytes))
-    }
 }
 
 /// The low frequencies of a patch's brightness (its discrete cosine transform) and its mean in two colour differences.
 fn project(patch: &[f32]) -> Vec<f32> {
-    let wave = |a: usize, i: usize| {
-        let norm = (1.0 + f32::from(a > 0)) / SIDE as f32;
-        norm.sqrt() * (PI * a as f32 * (i as f32 + 0.5) / SIDE as f32).cos()
-    };
+    let cosine = |a: usize, i: usize| (PI * a as f32 * (i as f32 + 0.5) / SIDE as f32).cos();
+    let wave = |a: usize, i| cosine(a, i) * ((1.0 + f32::from(a > 0)) / SIDE as f32).sqrt();
     let onto = |[r, g, b]: [f32; 3], row, column| {
         let norm = (r * r + g * g + b * b).sqrt();
         let pixels = patch.chunks_exact(3).map(|p| (r * p[0] + g * p[1] + b * p[2]) / norm).enumerate();
         pixels.map(|(at, value)| wave(row, at / SIDE) * wave(column, at % SIDE) * value).sum()
     };
-    let frequencies = (0..=MAX_FREQUENCY).flat_map(|a| (0..=MAX_FREQUENCY - a).map(move |b| (a, b)));
-    let brightness = frequencies.map(|(a, b)| onto([1.0, 1.0, 1.0], a, b));
-    brightness.chain([onto([1.0, 0.0, -1.0], 0, 0), onto([1.0, -2.0, 1.0], 0, 0)]).collect()
+    let frequencies = (0..4).flat_map(|a| (0..4 - a).map(move |b| (a, b)));
+    frequencies
+        .map(|(a, b)| onto([1.0; 3], a, b))
+        .chain([onto([1.0, 0.0, -1.0], 0, 0), onto([1.0, -2.0, 1.0], 0, 0)])
+        .collect()
 }
 
-/// Distance from the centre of the ellipse, 1 on its line.
+/// Distance from the middle of the cat's eye: 1 on the ellipse.
 fn radius(x: f32, y: f32) -> f32 {
-    let [centre_x, centre_y, radius_x, radius_y] = ELLIPSE;
-    ((x - centre_x) / radius_x).hypot((y - centre_y) / radius_y)
+    ((x - 75.0) / 46.0).hypot((y - 84.0) / 42.0)
 }
 
 /// 1 in the ellipse, 0 outside, a smooth step between them.
@@ -189,21 +144,17 @@ struct Picture {
 }
 
 impl Picture {
-    fn read(file: &[u8]) -> Result<Self, png::DecodingError> {
-        let mut reader = png::Decoder::new(Cursor::new(file)).read_info()?;
+    /// A part of the photograph.
+    fn crop(left: usize, top: usize, width: usize, height: usize) -> Result<Self, png::DecodingError> {
+        let mut reader = png::Decoder::new(std::io::Cursor::new(PHOTO)).read_info()?;
         let mut bytes = vec![0; reader.output_buffer_size().unwrap_or(0)];
-        let info = reader.next_frame(&mut bytes)?;
-        let rgb = bytes.into_iter().map(f32::from).collect();
-        Ok(Picture { width: info.width as usize, height: info.height as usize, rgb })
+        let stride = reader.next_frame(&mut bytes)?.line_size;
+        let rows = (top..top + height).flat_map(|y| &bytes[y * stride + left * 3..][..width * 3]);
+        Ok(Picture { width, height, rgb: rows.map(|&byte| byte.into()).collect() })
     }
 
     fn row(&self, x: usize, y: usize, width: usize) -> &[f32] {
         &self.rgb[(y * self.width + x) * 3..][..width * 3]
-    }
-
-    fn crop(&self, [left, top, width, height]: [usize; 4]) -> Self {
-        let rgb = (top..top + height).flat_map(|y| self.row(left, y, width)).copied().collect();
-        Picture { width, height, rgb }
     }
 
     /// Box and Muller's Gaussian noise, the same in every run.
@@ -220,57 +171,58 @@ impl Picture {
         (0..rows).flat_map(move |y| (0..columns).map(move |x| (x, y)))
     }
 
-    /// A picture of this size in which each pixel is the mean of what the patches that cover it say.
-    fn assemble(&self, patches: &[f32]) -> Self {
+    /// The picture of this size that attention makes: each pixel is the mean of what the patches that cover it say.
+    fn attend(&self, attention: Attention<TensorRef<'_>>) -> Result<Self, fused_attention::Error> {
+        let count = self.patches().count();
+        let mut patches = vec![0.0; count * VALUE_DIM];
+        let (start, before) = (std::time::Instant::now(), HELD.load(Relaxed));
+        PEAK.store(before, Relaxed);
+        let plan = attention.forward(Engine::Cpu, TensorMut::bshd(&mut patches, [1, count, 1, VALUE_DIM]))?;
+        let (seconds, peak_bytes) = (start.elapsed().as_secs_f32(), PEAK.load(Relaxed) - before);
+        let [scratch, measured] = [plan.workspace_bytes(), peak_bytes].map(|bytes| bytes / 1024);
+        print!("branches {}, {seconds:.1} s, {} engine, ", attention.branches.len(), plan.engine().name());
+        println!("{}, scratch {scratch} KiB planned, {measured} KiB measured", plan.kernel());
         let (mut sum, mut covers) = (vec![0.0; self.rgb.len()], vec![0.0; self.rgb.len()]);
         for ((x, y), patch) in self.patches().zip(patches.chunks_exact(VALUE_DIM)) {
-            for (row, line) in patch.chunks_exact(SIDE * 3).enumerate() {
-                let at = ((y + row) * self.width + x) * 3;
-                sum[at..].iter_mut().zip(line).for_each(|(sum, value)| *sum += value);
-                covers[at..][..line.len()].iter_mut().for_each(|covers| *covers += 1.0);
+            for (at, value) in patch.iter().enumerate() {
+                let to = ((y + at / (SIDE * 3)) * self.width + x) * 3 + at % (SIDE * 3);
+                (sum[to], covers[to]) = (sum[to] + value, covers[to] + 1.0);
             }
         }
-        Picture { rgb: sum.iter().zip(&covers).map(|(sum, covers)| sum / covers).collect(), ..*self }
+        Ok(Picture { rgb: sum.iter().zip(&covers).map(|(sum, covers)| sum / covers).collect(), ..*self })
     }
 
     /// Peak signal-to-noise ratio in dB, with a weight per pixel.
-    fn psnr(&self, clean: &Picture, weight: impl Fn(f32, f32) -> f32) -> f32 {
+    fn psnr(&self, clean: &Picture, weight: impl Fn(f32, f32) -> f32) -> f64 {
         let (mut error, mut total) = (0.0, 0.0);
         for (at, (value, truth)) in self.rgb.iter().zip(&clean.rgb).enumerate() {
-            let (x, y) = (at / 3 % self.width, at / 3 / self.width);
-            let weight = f64::from(weight(x as f32 + 0.5, y as f32 + 0.5));
-            error += weight * f64::from(value - truth).powi(2);
-            total += weight;
+            let [x, y] = [at / 3 % self.width, at / 3 / self.width].map(|pixel| pixel as f32 + 0.5);
+            error += f64::from(weight(x, y) * (value - truth).powi(2));
+            total += f64::from(weight(x, y));
         }
-        (10.0 * (255.0 * 255.0 * total / error).log10()) as f32
+        10.0 * (255.0 * 255.0 * total / error).log10()
     }
 }
 
-/// Writes pictures side by side, each pixel ZOOM x ZOOM large; the third shows the ellipse.
-fn write_panels(path: &str, panels: &[&Picture; 4]) -> Result<(), String> {
-    const ZOOM: usize = 2;
-    const SEPARATOR: usize = 6;
-    let step = panels[0].width * ZOOM + SEPARATOR;
-    let (width, height) = (panels.len() * step - SEPARATOR, panels[0].height * ZOOM);
+/// Writes pictures side by side, twice as large, with white lines between them; the third shows the ellipse.
+fn write_panels(path: &str, panels: [&Picture; 4]) -> Result<(), png::EncodingError> {
+    let (step, height) = (panels[0].width * 2 + 6, panels[0].height * 2);
+    let width = panels.len() * step - 6;
     let mut bytes = vec![255; width * height * 3];
     for (at, pixel) in bytes.chunks_exact_mut(3).enumerate() {
         let (panel, x, y) = (at % width / step, at % width % step, at / width);
-        let on_ellipse = (radius(x as f32 / ZOOM as f32, y as f32 / ZOOM as f32) - 1.0).abs() < 0.012;
-        let light = if panel == 2 && on_ellipse { 0.5 } else { 0.0 };
-        if x < step - SEPARATOR {
-            let from = panels[panel].row(x / ZOOM, y / ZOOM, 1);
-            pixel.iter_mut().zip(from).for_each(|(to, c)| *to = (c + light * (255.0 - c)).round() as u8);
+        if x < step - 6 {
+            let line = panel == 2 && (radius(x as f32 / 2.0, y as f32 / 2.0) - 1.0).abs() < 0.012;
+            let grey = |&c: &f32| if line { (c + 255.0) / 2.0 } else { c }.round() as u8;
+            pixel.iter_mut().zip(panels[panel].row(x / 2, y / 2, 1)).for_each(|(to, from)| *to = grey(from));
         }
     }
-    let write = || -> Result<(), png::EncodingError> {
-        let mut encoder = png::Encoder::new(File::create(path)?, width as u32, height as u32);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_compression(png::Compression::High);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&bytes)?;
-        writer.finish()
-    };
-    write().map_err(|error| format!("cannot write {path}: {error}"))
+    let mut encoder = png::Encoder::new(std::fs::File::create(path)?, width as u32, height as u32);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_compression(png::Compression::High);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&bytes)?;
+    writer.finish()
 }
 
 /// The system's allocator, counting the bytes that are held and the most there were.
@@ -291,7 +243,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller keeps the contract of `dealloc`, and the memory came from `System`.
+        // SAFETY: likewise, and the memory came from `System`.
         unsafe { System.dealloc(memory, layout) }
     }
 }

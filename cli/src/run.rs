@@ -188,6 +188,7 @@ impl Computed {
                 "engine": engine.name(),
                 "kernel": forward.plan.kernel(),
                 "forward_ms": forward.milliseconds,
+                "time_ms": forward.milliseconds + backward.as_ref().map_or(0.0, |backward| backward.milliseconds),
             });
             if let (Some(backward), Some(object)) = (backward, object.as_object_mut()) {
                 object.insert("backward_kernel".to_string(), backward.plan.kernel().into());

@@ -325,8 +325,8 @@ fn output_is_replaced_whole() {
 fn json_tells_engine_kernel_and_times() {
     let folder = Folder::new();
     let to = folder.path("out.safetensors");
-    let forward = ["engine", "forward_ms", "kernel"];
-    let both = ["backward_kernel", "backward_ms", "engine", "forward_ms", "kernel"];
+    let forward = ["engine", "forward_ms", "kernel", "time_ms"];
+    let both = ["backward_kernel", "backward_ms", "engine", "forward_ms", "kernel", "time_ms"];
     for (engine, file, keys, kernel) in [
         ("cpu", plain(), &forward[..], "cpu_forward_streaming"),
         ("reference", plain(), &forward[..], "reference_forward"),

@@ -109,7 +109,7 @@ impl OnlineSoftmax {
             self.sum += sum(logits);
             return 1.0;
         }
-        logits.iter_mut().for_each(|s| *s = (*s - max).exp());
+        logits.iter_mut().for_each(|s| *s = if *s - max < NEGLIGIBLE { 0.0 } else { (*s - max).exp() });
         let correction = (self.max - max).exp();
         self.sum = self.sum * correction + sum(logits);
         self.max = max;
@@ -121,6 +121,11 @@ impl OnlineSoftmax {
         if self.sum == 0.0 { f32::NEG_INFINITY } else { self.max + self.sum.ln() }
     }
 }
+
+/// Logits this far below the row's maximum have no weight: e^-80 is 2^-115, out of sight of f32 sums by 2^90. Kept, such
+/// weights and their products with values would be subnormal numbers, on which processors are slow: a peaked softmax
+/// took four times as long (benches/NOTEBOOK.md).
+const NEGLIGIBLE: f32 = -80.0;
 
 /// Independent partial results, for the compiler to keep in one vector register.
 const LANES: usize = 8;
