@@ -1,8 +1,12 @@
 //! The public calls.
 
+#[cfg(feature = "emulated")]
+use crate::engine::emulated::{self, Settings};
 use crate::engine::reference::{self, Dense};
 use crate::engine::{self, cpu, host};
 use crate::error::Error;
+#[cfg(feature = "emulated")]
+use crate::plan::{Device, Instance};
 use crate::plan::{Engine, Plan, Refusal, table_reasons};
 use crate::problem::{
     Argument, Attention, Float, Gradient, GradientProblem, Gradients, Invalid, Outputs, Problem, Results, Strides,
@@ -20,19 +24,56 @@ impl Attention<TensorRef<'_>> {
     /// [`Error::Invalid`] with every rule the request breaks, [`Error::Refused`] with every reason the engine has not to
     /// run it. Nothing is written then.
     pub fn forward<'o>(&self, engine: Engine, outputs: impl Into<Outputs<TensorMut<'o>>>) -> Result<Plan, Error> {
+        #[cfg(feature = "emulated")]
+        if engine == Engine::Emulated {
+            return Ok(self.forward_emulated(&Settings::default(), outputs)?.0);
+        }
         let Outputs { out, lse } = outputs.into();
-        let described = Outputs { out: out.desc(), lse: lse.as_ref().map(Tensor::desc) };
-        let mut short = host::short_slices(self);
-        short.extend(host::short_output(Argument::Out, &out));
-        short.extend(lse.as_ref().and_then(|lse| host::short_output(Argument::Lse, lse)));
-        let problem = all_rules(Problem::forward(&self.desc(), &described), short)?;
-        let inputs = host::bind(self, &problem)?;
+        let (problem, inputs) = self.forward_problem(&out, lse.as_ref())?;
         let plan = plan(engine, &problem)?;
         match engine {
             Engine::Cpu => cpu::forward(&problem, &plan, &inputs, out, lse),
             _ => store_forward(&problem, reference::forward(&problem, &inputs), out, lse),
         }
         Ok(plan)
+    }
+
+    /// Runs the CUDA kernel's source under emulation: the plan that was carried out and what the emulator counted, or no
+    /// report where there was nothing to launch.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::Fault`] where the kernel breaks a rule of the device.
+    #[cfg(feature = "emulated")]
+    pub fn forward_emulated<'o>(
+        &self,
+        settings: &Settings,
+        outputs: impl Into<Outputs<TensorMut<'o>>>,
+    ) -> Result<(Plan, Option<emulated::Report>), Error> {
+        let Outputs { out, lse } = outputs.into();
+        let (problem, _) = self.forward_problem(&out, lse.as_ref())?;
+        let device = Device::Emulated { compute_capability: settings.compute_capability };
+        let admitted = |row: &Instance| settings.kernel.as_ref().is_none_or(|kernel| row.kernel == kernel);
+        let plan = Plan::among(&problem, &device, admitted)?;
+        match emulated::forward(&problem, &plan, settings, self, out, lse) {
+            Ok(report) => Ok((plan, report)),
+            Err(emulated::Failure::Refused(refusal)) => Err(refusal.into()),
+            Err(emulated::Failure::Fault(message)) => Err(Error::Fault { kernel: plan.symbol(), message }),
+        }
+    }
+
+    /// The checked problem, its inputs bound.
+    fn forward_problem(
+        &self,
+        out: &TensorMut<'_>,
+        lse: Option<&TensorMut<'_>>,
+    ) -> Result<(Problem, host::Inputs<'_>), Error> {
+        let described = Outputs { out: out.desc(), lse: lse.map(Tensor::desc) };
+        let mut short = host::short_slices(self);
+        short.extend(host::short_output(Argument::Out, out));
+        short.extend(lse.and_then(|lse| host::short_output(Argument::Lse, lse)));
+        let problem = all_rules(Problem::forward(&self.desc(), &described), short)?;
+        let inputs = host::bind(self, &problem)?;
+        Ok((problem, inputs))
     }
 
     /// Computes the gradients asked for from `dout`, the gradient of `out`.

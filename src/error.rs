@@ -13,4 +13,12 @@ pub enum Error {
     /// The request is legal, but the engine asked for does not take it.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// A kernel broke a rule of the device under emulation, or the device failed. Outputs may be written in part.
+    #[error("kernel {kernel} failed: {message}")]
+    Fault {
+        /// The row of the table of instances.
+        kernel: String,
+        /// What happened, with source lines.
+        message: String,
+    },
 }

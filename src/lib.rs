@@ -86,9 +86,14 @@ mod plan;
 mod problem;
 
 pub use attention::plan;
+#[cfg(feature = "emulated")]
+pub use engine::emulated;
 pub use engine::{cuda, device, reference};
 pub use error::Error;
-pub use plan::{CudaDevice, Device, Engine, INSTANCES, Instance, Plan, Reason, Refusal, support_table};
+pub use plan::{
+    CudaDevice, Device, DeviceCode, Engine, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, Plan, Reason, Refusal,
+    support_table,
+};
 pub use problem::{
     Argument, Attention, AttentionDesc, Branch, Causal, DType, DTypes, Direction, Element, Extent, Float, Gate,
     Gradient, Gradients, Invalid, MAX_EXTENT, MAX_RANK, Outputs, Problem, Rule, Segment, Tensor, TensorDesc, TensorMut,

@@ -31,17 +31,17 @@ fn files(folder: &str) -> Vec<PathBuf> {
 
 #[test]
 fn the_readme_shows_the_support_table() {
-    const START: &str = "<!-- support table: scripts/update-readme -->\n";
+    const START: &str = "<!-- support table: scripts/update-docs -->\n";
     const END: &str = "<!-- end of support table -->";
     let readme = read("README.md");
     let start = readme.find(START).expect("the README has the start marker") + START.len();
     let end = readme.find(END).expect("the README has the end marker");
     let table = fused_attention::support_table();
-    if std::env::var_os("UPDATE_README").is_some() {
+    if std::env::var_os("UPDATE_DOCS").is_some() {
         let updated = format!("{}{table}{}", &readme[..start], &readme[end..]);
         fs::write(root().join("README.md"), updated).expect("the README can be written");
     } else {
-        assert_eq!(&readme[start..end], table, "the support table is stale: run scripts/update-readme");
+        assert_eq!(&readme[start..end], table, "the support table is stale: run scripts/update-docs");
     }
 }
 

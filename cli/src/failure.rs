@@ -1,6 +1,6 @@
 //! Why a command did nothing, and the exit status that says so.
 
-use fused_attention::{Invalid, Refusal};
+use fused_attention::{Error, Invalid, Refusal};
 use std::fmt;
 
 /// What can end a command.
@@ -8,7 +8,7 @@ use std::fmt;
 pub enum Failure {
     /// Arguments or a file are wrong: one line.
     Bad(String),
-    /// The engine does not take the request: a line each for forward and backward.
+    /// The engine does not take the request, or failed at it: a line each for forward and backward.
     Refused(Vec<String>),
 }
 
@@ -51,10 +51,11 @@ impl From<Invalid> for Failure {
     }
 }
 
-impl From<fused_attention::Error> for Failure {
-    fn from(error: fused_attention::Error) -> Self {
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
         match error {
-            fused_attention::Error::Refused(refusal) => refusal.into(),
+            Error::Refused(refusal) => refusal.into(),
+            Error::Fault { .. } => Failure::Refused(vec![one_line(&error.to_string())]),
             other => Failure::bad(other),
         }
     }
@@ -87,5 +88,21 @@ pub(crate) fn quoted(name: &str) -> String {
     match name.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{:?}…", &name[..end]),
         None => format!("{name:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_one_line_of_status_3() {
+        let message = "race on shared memory\n  written at a.cuh:12\n  read at b.cuh:7".to_string();
+        let failure = Failure::from(Error::Fault { kernel: "forward".into(), message });
+        assert_eq!(failure.status(), 3);
+        assert_eq!(
+            failure.to_string(),
+            "kernel forward failed: race on shared memory written at a.cuh:12 read at b.cuh:7"
+        );
     }
 }

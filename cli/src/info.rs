@@ -1,8 +1,9 @@
 //! `info`: what is here to compute with.
 
 use crate::failure::one_line;
-use clap::Args;
-use fused_attention::{Device, Engine, INSTANCES, cuda, device, support_table};
+use crate::machine::Arch;
+use clap::{Args, ValueEnum};
+use fused_attention::{Device, Engine, INSTANCES, Instance, Reason, cuda, device, support_table};
 use std::fmt::Write;
 
 #[derive(Args)]
@@ -47,31 +48,63 @@ pub(crate) fn info(arguments: &Arguments) -> String {
         let _ = writeln!(text, "  {:<9}  {state}", engine.name());
     }
     text += "\nkernels\n";
+    text + &kernels()
+}
+
+/// A line per kernel, all its rows of the table together.
+fn kernels() -> String {
+    let key = |row: &Instance| (row.kernel, row.engine, row.direction);
     let width = INSTANCES.iter().map(|row| row.kernel.len()).max().unwrap_or(0);
-    for row in INSTANCES {
-        let dtypes: Vec<&str> = row.dtypes.iter().map(|dtype| dtype.name()).collect();
-        let head_dim = match row.max_head_dim {
-            usize::MAX => "any".to_string(),
-            max => format!("1 to {max}"),
+    let mut text = String::new();
+    for (n, first) in INSTANCES.iter().enumerate() {
+        if INSTANCES[..n].iter().any(|row| key(row) == key(first)) {
+            continue;
+        }
+        let rows: Vec<&Instance> = INSTANCES.iter().filter(|row| key(row) == key(first)).collect();
+        let dtypes = distinct(rows.iter().flat_map(|row| row.dtypes).map(|dtype| dtype.name().to_string()));
+        let head_dim = match (first.head_dim_step, rows.iter().map(|row| row.max_head_dim).max()) {
+            (_, None | Some(usize::MAX)) => "any".to_string(),
+            (1, Some(widest)) => format!("1 to {widest}"),
+            (step, Some(widest)) => format!("multiples of {step} to {widest}"),
         };
+        let tiles = rows.iter().filter(|row| row.device.is_some());
+        let tiles = match distinct(tiles.map(|row| row.max_head_dim.to_string())) {
+            none if none.is_empty() => none,
+            widths => format!("; tile widths {widths}"),
+        };
+        let deterministic = if rows.iter().all(|row| row.deterministic) { "; deterministic" } else { "" };
+        let absent = matches!(device(first.engine), Err(Reason::NotBuilt(_)));
+        let absent = if absent { "; not part of this build" } else { "" };
         let _ = writeln!(
             text,
-            "  {:width$}  {:<9}  {:<8}  {}; head dim {head_dim}{}",
-            row.kernel,
-            row.engine.name(),
-            row.direction.name(),
-            dtypes.join(", "),
-            if row.deterministic { "; deterministic" } else { "" },
+            "  {:width$}  {:<9}  {:<8}  {dtypes}; head dim {head_dim}{tiles}{deterministic}{absent}",
+            first.kernel,
+            first.engine.name(),
+            first.direction.name(),
         );
     }
     text
+}
+
+/// Every word once, in the order given.
+fn distinct(words: impl Iterator<Item = String>) -> String {
+    let mut known: Vec<String> = Vec::new();
+    for word in words {
+        if !known.contains(&word) {
+            known.push(word);
+        }
+    }
+    known.join(", ")
 }
 
 fn describe(device: &Device) -> String {
     match device {
         Device::Reference => "one thread, f64".to_string(),
         Device::Cpu { threads } => format!("{threads} threads"),
-        Device::Emulated { compute_capability: (major, minor) } => format!("emulates sm_{major}{minor}"),
+        Device::Emulated { .. } => {
+            let names = distinct(Arch::value_variants().iter().map(|arch| arch.name().to_string()));
+            format!("emulates the GPU that --arch names: {names}")
+        }
         Device::Cuda(gpu) => gpu.name.clone(),
         _ => "there".to_string(),
     }

@@ -7,20 +7,21 @@
 //! | `info` | nothing | devices, engines, compiled kernels |
 //! | `bench` | nothing | times of the shapes of real models |
 //!
-//! Exit status: 0; 2 for arguments or a file that are wrong; 3 for an engine that does not take the request.
+//! Exit status: 0; 2 for arguments or a file that are wrong; 3 for an engine that does not take the request, or whose
+//! kernel broke a rule of the device.
 
 mod array;
 mod bench;
 mod contract;
 mod failure;
 mod info;
+mod machine;
 mod plan;
 mod run;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use failure::Failure;
-use fused_attention::Engine;
 use std::ffi::OsString;
 use std::io::Write;
 
@@ -42,30 +43,6 @@ enum Command {
     Info(info::Arguments),
     /// Times the shapes of real models.
     Bench(bench::Arguments),
-}
-
-/// The library's engines, as an argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum EngineName {
-    /// Naive, in f64.
-    Reference,
-    /// Tiled, on all processor cores.
-    Cpu,
-    /// The CUDA kernels' source, run on the processor.
-    Emulated,
-    /// An NVIDIA GPU.
-    Cuda,
-}
-
-impl From<EngineName> for Engine {
-    fn from(name: EngineName) -> Self {
-        match name {
-            EngineName::Reference => Engine::Reference,
-            EngineName::Cpu => Engine::Cpu,
-            EngineName::Emulated => Engine::Emulated,
-            EngineName::Cuda => Engine::Cuda,
-        }
-    }
 }
 
 /// Carries out one command line, program name first, and returns its exit status.

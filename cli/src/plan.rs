@@ -1,11 +1,10 @@
 //! `plan`: which kernel would compute a file, from its header alone.
 
-use crate::EngineName;
 use crate::contract::{Header, Request};
 use crate::failure::Failure;
+use crate::machine::{Arch, EngineName, Machine};
 use crate::run::refused;
 use clap::Args;
-use fused_attention::Engine;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -16,20 +15,26 @@ pub(crate) struct Arguments {
     /// Only this engine; without it, all of them.
     #[arg(long, value_enum)]
     engine: Option<EngineName>,
+    /// Which GPU is emulated, sm_80 unless told.
+    #[arg(long, value_enum)]
+    arch: Option<Arch>,
 }
 
 /// Prints the plans of the engines asked for. It is a refusal if none of them runs the whole request.
 pub(crate) fn plan(arguments: &Arguments) -> Result<String, Failure> {
+    let machines = match arguments.engine {
+        Some(engine) => vec![Machine::new(engine, arguments.arch)?],
+        None => Machine::all(arguments.arch),
+    };
     let header = Header::read(&arguments.input)?;
     let request = Request::new(&header).map_err(|failure| failure.of_file(&arguments.input))?;
-    let engines = arguments.engine.map_or(Engine::ALL.to_vec(), |name| vec![name.into()]);
 
     let mut sections = Vec::new();
     let mut runs = false;
-    for engine in engines {
+    for machine in machines {
         let mut all = true;
         for (direction, problem) in [("forward", Some(&request.forward)), ("backward", request.backward.as_ref())] {
-            match problem.map(|problem| fused_attention::plan(engine, problem)) {
+            match problem.map(|problem| machine.plan(problem)) {
                 Some(Ok(plan)) => sections.push(plan.to_string()),
                 Some(Err(refusal)) => {
                     all = false;

@@ -1,12 +1,12 @@
 //! `run`: one request from a file, its results to another.
 
-use crate::EngineName;
 use crate::array::Array;
 use crate::contract::{Header, Request, Results, check_target, read_arrays, write_atomically};
 use crate::failure::{Failure, one_line};
-use clap::{Args, ValueEnum};
+use crate::machine::{Machine, MachineArguments};
+use clap::Args;
 use fused_attention::{
-    Argument, Attention, DType, Device, Engine, Gradients, Outputs, Plan, Refusal, TensorMut, TensorRef,
+    Argument, Attention, DType, Engine, Error, Gradients, Outputs, Plan, Refusal, TensorMut, TensorRef,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
@@ -21,51 +21,15 @@ pub(crate) struct Arguments {
     /// Where out, lse.b and the gradients go; written whole or not at all.
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Who computes.
-    #[arg(long, value_enum)]
-    engine: EngineName,
-    /// Which GPU is emulated; for --engine emulated.
-    #[arg(long, value_enum)]
-    arch: Option<Arch>,
+    #[command(flatten)]
+    machine: MachineArguments,
     /// Prints engine, kernels and times in milliseconds as one JSON object.
     #[arg(long)]
     json: bool,
 }
 
-/// A GPU to emulate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Arch {
-    #[value(name = "sm_80")]
-    Sm80,
-    #[value(name = "sm_90a")]
-    Sm90a,
-}
-
-impl Arch {
-    fn name(self) -> &'static str {
-        match self {
-            Arch::Sm80 => "sm_80",
-            Arch::Sm90a => "sm_90a",
-        }
-    }
-
-    fn compute_capability(self) -> (u32, u32) {
-        match self {
-            Arch::Sm80 => (8, 0),
-            Arch::Sm90a => (9, 0),
-        }
-    }
-}
-
 pub(crate) fn run(arguments: &Arguments) -> Result<String, Failure> {
-    let engine = Engine::from(arguments.engine);
-    if let Some(arch) = arguments.arch.filter(|_| engine != Engine::Emulated) {
-        return Err(Failure::bad(format_args!(
-            "--arch {} is for --engine emulated, not for {}; leave it out",
-            arch.name(),
-            engine.name()
-        )));
-    }
+    let machine = Machine::try_from(&arguments.machine)?;
     let path = &arguments.input;
     let of_input = |failure: Failure| failure.of_file(path);
 
@@ -77,31 +41,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<String, Failure> {
         arrays.iter().map(|(&argument, array)| (argument, array.view())).collect();
     let attention = request.attention(&views).map_err(of_input)?;
     check_target(&arguments.output)?;
-    check_engine(engine, arguments.arch, &request)?;
+    check_machine(machine, &request)?;
 
     let dout = views.get(&Argument::Dout).copied();
-    let computed = compute(engine, &attention, dout, &request.results).map_err(of_input)?;
+    let computed = compute(machine, &attention, dout, &request.results).map_err(of_input)?;
     write_atomically(&arguments.output, &computed.serialize(&request.results)?)?;
-    Ok(computed.report(engine, arguments.json))
+    Ok(computed.report(machine.engine(), arguments.json))
 }
 
 /// Asks for both plans before anything is computed, so that a backward that nobody runs costs no forward.
-fn check_engine(engine: Engine, arch: Option<Arch>, request: &Request) -> Result<(), Failure> {
+fn check_machine(machine: Machine, request: &Request) -> Result<(), Failure> {
     let mut refusals = Vec::new();
     for (direction, problem) in [("forward", Some(&request.forward)), ("backward", request.backward.as_ref())] {
-        if let Some(Err(refusal)) = problem.map(|problem| fused_attention::plan(engine, problem)) {
+        if let Some(Err(refusal)) = problem.map(|problem| machine.plan(problem)) {
             refusals.push(refused(direction, &refusal));
         }
-    }
-    // The library picks the emulated GPU; another one than asked for must not stand in for it.
-    if let (Some(arch), Ok(Device::Emulated { compute_capability: (major, minor) })) =
-        (arch, fused_attention::device(engine))
-        && arch.compute_capability() != (major, minor)
-    {
-        refusals.push(format!(
-            "the emulated engine cannot run this: it emulates sm_{major}{minor}, not {}; leave --arch out",
-            arch.name()
-        ));
     }
     if refusals.is_empty() { Ok(()) } else { Err(Failure::Refused(refusals)) }
 }
@@ -127,7 +81,7 @@ struct Timed {
 }
 
 fn compute(
-    engine: Engine,
+    machine: Machine,
     attention: &Attention<TensorRef<'_>>,
     dout: Option<TensorRef<'_>>,
     results: &Results,
@@ -135,7 +89,7 @@ fn compute(
     let mut out = Array::zeros(results.dtype, &results.out);
     let mut lse = Array::zeros(DType::F32, &results.lse);
     let outputs = Outputs { out: writable(&mut out)?, lse: Some(writable(&mut lse)?) };
-    let forward = timed(|| attention.forward(engine, outputs))?;
+    let forward = timed(|| machine.forward(attention, outputs))?;
 
     let shapes = results.gradients.iter().map(|wanted| &wanted.shape);
     let mut gradients: Vec<Array<'static>> = shapes.map(|shape| Array::zeros(DType::F32, shape)).collect();
@@ -145,7 +99,7 @@ fn compute(
             for (named, array) in results.gradients.iter().zip(&mut gradients) {
                 wanted = wanted.want(named.gradient, writable(array)?);
             }
-            Some(timed(|| attention.backward(engine, dout, wanted))?)
+            Some(timed(|| machine.backward(attention, dout, wanted))?)
         }
         None => None,
     };
@@ -157,7 +111,7 @@ fn writable<'a>(array: &'a mut Array<'static>) -> Result<TensorMut<'a>, Failure>
     array.view_mut().ok_or_else(|| Failure::bad("q is not of a float type"))
 }
 
-fn timed(run: impl FnOnce() -> Result<Plan, fused_attention::Error>) -> Result<Timed, Failure> {
+fn timed(run: impl FnOnce() -> Result<Plan, Error>) -> Result<Timed, Failure> {
     let start = Instant::now();
     let plan = run()?;
     Ok(Timed { plan, milliseconds: start.elapsed().as_secs_f64() * 1e3 })
@@ -186,17 +140,17 @@ impl Computed {
         if json {
             let mut object = serde_json::json!({
                 "engine": engine.name(),
-                "kernel": forward.plan.kernel(),
+                "kernel": forward.plan.symbol(),
                 "forward_ms": forward.milliseconds,
                 "time_ms": forward.milliseconds + backward.as_ref().map_or(0.0, |backward| backward.milliseconds),
             });
             if let (Some(backward), Some(object)) = (backward, object.as_object_mut()) {
-                object.insert("backward_kernel".to_string(), backward.plan.kernel().into());
+                object.insert("backward_kernel".to_string(), backward.plan.symbol().into());
                 object.insert("backward_ms".to_string(), backward.milliseconds.into());
             }
             return format!("{object}\n");
         }
-        let line = |timed: &Timed| format!("{}  {:.3} ms\n", timed.plan.kernel(), timed.milliseconds);
+        let line = |timed: &Timed| format!("{}  {:.3} ms\n", timed.plan.symbol(), timed.milliseconds);
         line(forward) + &backward.as_ref().map_or(String::new(), line)
     }
 }

@@ -8,7 +8,11 @@ use common::{Folder, call, text};
 fn rows_and_chart() {
     let folder = Folder::new();
     let (json, svg) = (folder.path("rows.json"), folder.path("rows.svg"));
-    for (engine, dtype) in [("cpu", None), ("reference", Some("bf16"))] {
+    let mut engines = vec![("cpu", None), ("reference", Some("bf16"))];
+    if cfg!(feature = "emulated") {
+        engines.push(("emulated", None));
+    }
+    for (engine, dtype) in engines {
         let mut arguments = vec!["bench", "--engine", engine, "--suite", "tiny", "--seconds", "0"];
         arguments.extend(["--json", text(&json), "--plot", text(&svg)]);
         arguments.extend(dtype.iter().flat_map(|dtype| ["--dtype", *dtype]));
@@ -60,10 +64,11 @@ fn rows_and_chart() {
 fn refusals() {
     let folder = Folder::new();
     let json = folder.path("rows.json");
+    // Without the feature nothing is emulated; with it, not that type.
     for (engine, suite, words) in
         [("cpu", "backward", "has no backward kernel"), ("emulated", "tiny", "the emulated engine cannot run this")]
     {
-        let said = call(&["bench", "--engine", engine, "--suite", suite, "--json", text(&json)]);
+        let said = call(&["bench", "--engine", engine, "--suite", suite, "--dtype", "f32", "--json", text(&json)]);
         assert_eq!((said.status, said.stdout.as_str()), (3, ""));
         assert!(said.stderr.contains(words), "{}", said.stderr);
         assert!(folder.names().is_empty());

@@ -306,6 +306,64 @@ fn refusals_leave_everything_as_it_was() {
     assert_eq!(said.status, 2, "{}", said.stderr);
 }
 
+/// The kernels under emulation, whichever GPU is asked for: the library's bits, and every reason where there is no kernel.
+#[cfg(feature = "emulated")]
+#[test]
+fn emulated_kernels() {
+    const D: usize = 8;
+    let (q, k, v) = (halves(B * SQ * H * D, 1), halves(B * 9 * H * D, 2), halves(B * 9 * H * D, 3));
+    let branch = Branch::new(TensorRef::bshd(&k, [B, 9, H, D]), TensorRef::bshd(&v, [B, 9, H, D]));
+    let (mut out, mut lse) = (vec![f16::ZERO; B * SQ * H * D], vec![0f32; B * H * SQ]);
+    let outputs =
+        Outputs::new(TensorMut::bshd(&mut out, [B, SQ, H, D])).lse(TensorMut::contiguous(&mut lse, [1, B, H, SQ]));
+    let attention = Attention::new(TensorRef::bshd(&q, [B, SQ, H, D])).branch(branch);
+    let plan = attention.forward(Engine::Emulated, outputs).expect("the library takes it");
+
+    let mut expected = Expected::new();
+    expect(&mut expected, "out", Dtype::F16, &[B, SQ, H, D], &out);
+    expect(&mut expected, "lse.0", Dtype::F32, &[B, H, SQ], &lse);
+    let file = File::new().f16("q", &[B, SQ, H, D], &q).f16("k.0", &[B, 9, H, D], &k).f16("v.0", &[B, 9, H, D], &v);
+    outputs_are(&file, "emulated", &expected);
+
+    let folder = Folder::new();
+    let (from, to) = (folder.write(&file.bytes()), folder.path("out.safetensors"));
+    let (from, to) = (text(&from), text(&to));
+    for arch in ["sm_80", "sm_90a"] {
+        let said = call(&["run", from, to, "--engine", "emulated", "--arch", arch, "--json"]);
+        assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+        let object: serde_json::Value = serde_json::from_str(&said.stdout).expect("it is JSON");
+        let kernel = object["kernel"].as_str().expect("a kernel is named").to_string();
+        assert!(fused_attention::INSTANCES.iter().any(|row| row.symbol() == kernel), "{kernel}");
+        assert!(arch != "sm_80" || kernel == plan.symbol(), "{kernel}");
+        std::fs::remove_file(to).expect("it was written");
+        for engine in [&[][..], &["--engine", "emulated"]] {
+            let said = call(&[&["plan", from, "--arch", arch], engine].concat());
+            assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+            assert!(said.stdout.contains(&kernel), "{kernel} is not in: {}", said.stdout);
+        }
+    }
+
+    let with_dout = file.f16("dout", &[B, SQ, H, D], &q);
+    let floats = numbers(B * SQ * H * 3, 1);
+    let narrow = File::new().f32("q", &[B, SQ, H, 3], &floats).f32("k.0", &[B, SQ, H, 3], &floats).f32(
+        "v.0",
+        &[B, SQ, H, 3],
+        &floats,
+    );
+    for (file, words) in [
+        (with_dout, &["backward: the emulated engine cannot run this", "backward"][..]),
+        (narrow, &["forward: the emulated engine cannot run this", "f32", "head_dim is 3", "value_dim is 3"]),
+    ] {
+        let from = folder.write(&file.bytes());
+        let said = call(&["run", text(&from), to, "--engine", "emulated"]);
+        assert_eq!((said.status, said.stdout.as_str(), said.stderr.lines().count()), (3, "", 1), "{}", said.stderr);
+        for word in words {
+            assert!(said.stderr.contains(word), "{word} is not in: {}", said.stderr);
+        }
+        assert_eq!(folder.names(), ["in.safetensors"]);
+    }
+}
+
 #[test]
 fn output_is_replaced_whole() {
     let folder = Folder::new();
@@ -356,7 +414,9 @@ fn usage_errors() {
         (&["run", from, to, "--engine", "cuda", "--arch", "sm_90a"], "--arch sm_90a is for --engine emulated"),
         (&["run", from, to, "--engine", "emulated", "--arch", "sm_70"], "sm_70"),
         (&["run", from, to, "--engine", "cpu", "--fast"], "--fast"),
+        (&["plan", from, "--engine", "cpu", "--arch", "sm_80"], "--arch sm_80 is for --engine emulated"),
         (&["plan"], "<IN>"),
+        (&["bench", "--engine", "cpu", "--suite", "tiny", "--arch", "sm_80"], "--arch sm_80 is for --engine emulated"),
         (&["bench", "--engine", "cpu", "--suite", "sd3"], "sd15"),
         (&["bench", "--engine", "cpu", "--suite", "tiny", "--seconds", "-1"], "-1"),
         (&["bench", "--engine", "cpu", "--suite", "tiny", "--seconds", "nan"], "nan"),
@@ -394,6 +454,9 @@ fn info_tells_what_is_there() {
     assert_eq!(said.status, 0);
     let mut words = vec![env!("CARGO_PKG_VERSION").to_string(), "threads".to_string()];
     words.extend(fused_attention::INSTANCES.iter().map(|row| row.kernel.to_string()));
+    // Of device code, every width.
+    let device_code = fused_attention::INSTANCES.iter().filter(|row| row.device.is_some());
+    words.extend(device_code.map(|row| row.max_head_dim.to_string()));
     for engine in Engine::ALL {
         words.push(engine.name().to_string());
         words.extend(device(engine).err().map(|reason| reason.to_string()));
@@ -401,6 +464,11 @@ fn info_tells_what_is_there() {
     for word in words {
         assert!(said.stdout.contains(&word), "{word} is not in: {}", said.stdout);
     }
+    let kernels = fused_attention::INSTANCES.iter().map(|row| row.kernel).collect::<std::collections::BTreeSet<_>>();
+    for kernel in kernels {
+        assert_eq!(said.stdout.matches(&format!("  {kernel} ")).count(), 1, "one line for {kernel}: {}", said.stdout);
+    }
+    assert_eq!(said.stdout.contains("; not part of this build"), !cfg!(feature = "emulated"), "{}", said.stdout);
     if cfg!(target_os = "linux") {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("linux has it");
         let status =

@@ -132,7 +132,7 @@ pub(crate) fn bind<'a>(attention: &Attention<TensorRef<'a>>, problem: &Problem) 
             let bound = SegmentInputs {
                 k: View::new(&segment.k, layout_s.k),
                 v: View::new(&segment.v, layout_s.v),
-                bias: segment.bias.as_ref().zip(layout_s.bias).map(|(t, s)| View::new(t, s)),
+                bias: segment.bias.as_ref().zip(layout_s.bias).map(|(t, (_, s))| View::new(t, s)),
                 key_len: segment.key_len.as_ref().zip(layout_s.key_len).map(|(t, s)| View::new(t, s)),
                 seq_kv: layout_s.seq_kv,
             };

@@ -1,10 +1,17 @@
 //! Which kernel computes a problem, or every reason why none does. Needs no GPU and no data.
 
 mod instances;
+#[cfg(feature = "emulated")]
+pub(crate) mod launch;
+#[cfg(feature = "emulated")]
+#[expect(dead_code, reason = "the build script reads the offsets")]
+pub(crate) mod params;
+mod refusal;
 
-pub use instances::{Engine, INSTANCES, Instance, support_table};
+pub use instances::{DeviceCode, Engine, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, support_table};
+pub use refusal::{Reason, Refusal};
 
-use crate::problem::{DType, Direction, Problem, list};
+use crate::problem::{DType, Direction, Problem, elements};
 use std::fmt;
 
 /// Where a plan is to run: an engine and what its machine can do.
@@ -58,6 +65,8 @@ impl Device {
 #[derive(Clone, Debug)]
 pub struct Plan {
     instance: &'static Instance,
+    /// Blocks that share the queries of one head; 0 on a host engine.
+    head_blocks: usize,
     workspace_bytes: usize,
 }
 
@@ -67,18 +76,34 @@ impl Plan {
     /// # Errors
     /// [`Refusal`] with every reason of the kernel that came nearest.
     pub fn new(problem: &Problem, device: &Device) -> Result<Plan, Refusal> {
-        let (engine, direction) = (device.engine(), problem.direction());
-        let instance = INSTANCES
-            .iter()
-            .find(|row| row.engine == engine && row.direction == direction && reasons_against(row, problem).is_empty());
-        match instance {
-            Some(instance) => {
-                let threads = if let Device::Cpu { threads } = *device { threads } else { 1 };
-                let workspace_bytes = instance.scratch_bytes(problem).saturating_mul(threads);
-                Ok(Plan { instance, workspace_bytes })
+        Self::among(problem, device, |_| true)
+    }
+
+    /// The same with only some rows of the table to choose from, for tests that compare kernels.
+    pub(crate) fn among(
+        problem: &Problem,
+        device: &Device,
+        admitted: impl Fn(&Instance) -> bool,
+    ) -> Result<Plan, Refusal> {
+        let engine = device.engine();
+        let rows = INSTANCES.iter().filter(|row| row.engine == engine && row.direction == problem.direction());
+        let rows = rows.filter(|row| admitted(row));
+        let mut nearest: Option<Vec<Reason>> = None;
+        for instance in rows {
+            let mut reasons = reasons_against(instance, problem);
+            reasons.extend(device_reasons(instance, problem, device));
+            if reasons.is_empty() {
+                return Ok(Plan {
+                    instance,
+                    head_blocks: head_blocks(instance, problem, device),
+                    workspace_bytes: workspace_bytes(instance, problem, device),
+                });
             }
-            None => Err(Refusal { engine, reasons: table_reasons(engine, problem) }),
+            if nearest.as_ref().is_none_or(|known| reasons.len() < known.len()) {
+                nearest = Some(reasons);
+            }
         }
+        Err(Refusal { engine, reasons: nearest.unwrap_or_else(|| table_reasons(engine, problem)) })
     }
 
     /// Engine that runs it.
@@ -94,6 +119,23 @@ impl Plan {
     /// Forward or backward.
     pub fn direction(&self) -> Direction {
         self.instance.direction
+    }
+
+    /// Blocks of the grid of device code.
+    #[cfg(feature = "emulated")]
+    pub(crate) fn blocks(&self, problem: &Problem) -> usize {
+        elements(&[self.head_blocks, problem.heads, problem.batch])
+    }
+
+    /// Name of the row of the table: the kernel and, of device code, its type and tile width.
+    pub fn symbol(&self) -> String {
+        self.instance.symbol()
+    }
+
+    /// The row of the table.
+    #[cfg(feature = "emulated")]
+    pub(crate) fn instance(&self) -> &'static Instance {
+        self.instance
     }
 
     /// Queries of one tile.
@@ -120,24 +162,136 @@ impl Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "engine         {}", self.engine().name())?;
-        writeln!(f, "kernel         {}", self.kernel())?;
+        writeln!(f, "kernel         {}", self.symbol())?;
         writeln!(f, "direction      {}", self.direction().name())?;
         writeln!(f, "workspace      {} bytes", self.workspace_bytes())?;
+        if let Some(code) = &self.instance.device {
+            writeln!(f, "blocks         {} a head, {} threads each", self.head_blocks, code.threads)?;
+        }
         write!(f, "deterministic  {}", if self.is_deterministic() { "yes" } else { "no" })
     }
 }
 
+/// What an instance has against a problem, whatever the device.
 fn reasons_against(instance: &Instance, problem: &Problem) -> Vec<Reason> {
     let mut reasons = Vec::new();
+    // All rows of an engine speak with one voice: that a narrow row is passed over is no reason.
+    let voice = |row: &&Instance| row.engine == instance.engine && row.direction == instance.direction;
+    let rows = || INSTANCES.iter().filter(voice);
     if !instance.dtypes.contains(&problem.dtype) {
-        reasons.push(Reason::DType { got: problem.dtype, supported: instance.dtypes });
+        let mut supported: Vec<DType> = rows().flat_map(|row| row.dtypes).copied().collect();
+        supported.sort_by_key(|dtype| dtype.name());
+        supported.dedup();
+        reasons.push(Reason::DType { got: problem.dtype, supported });
     }
+    let widest = rows().map(|row| row.max_head_dim).max().unwrap_or(0);
     for (dim, got) in [("head_dim", problem.head_dim), ("value_dim", problem.value_dim)] {
         if got > instance.max_head_dim {
-            reasons.push(Reason::Width { dim, got, limit: instance.max_head_dim });
+            reasons.push(Reason::Width { dim, got, limit: widest });
+        }
+        if !got.is_multiple_of(instance.head_dim_step) {
+            reasons.push(Reason::Step { dim, got, step: instance.head_dim_step });
+        }
+    }
+    if let Some(device) = &instance.device {
+        for branch in problem.branches.iter().filter(|_| device.shared_bytes_per_key_tile > 0) {
+            let keys = branch.segments.iter().map(|segment| segment.seq_kv.next_multiple_of(16)).sum();
+            if keys > instance.block_kv {
+                reasons.push(Reason::RowKeys { got: keys, limit: instance.block_kv });
+            }
+        }
+        let rows = problem.misaligned_rows(instance.head_dim_step);
+        reasons.extend(rows.into_iter().map(|argument| Reason::Alignment { argument }));
+        let segments = problem.branches.iter().map(|branch| branch.segments.len()).sum();
+        let lists = [("branches", problem.branches.len(), MAX_BRANCHES), ("segments", segments, MAX_SEGMENTS)];
+        for (list, got, limit) in lists.into_iter().filter(|&(_, got, limit)| got > limit) {
+            reasons.push(Reason::TooMany { list, got, limit });
+        }
+        // The most that any kernel starts: all queries of all heads, a tile each.
+        let blocks = problem.heads as u128 * problem.batch as u128 * problem.seq_q.div_ceil(instance.block_q) as u128;
+        if blocks > MAX_GRID {
+            reasons.push(Reason::Grid { blocks });
         }
     }
     reasons
+}
+
+/// Blocks that a grid may have in its first dimension.
+const MAX_GRID: u128 = i32::MAX as u128;
+
+/// What the device lacks for an instance.
+fn device_reasons(instance: &Instance, problem: &Problem, device: &Device) -> Vec<Reason> {
+    let (have, shared) = match device {
+        Device::Emulated { compute_capability } => (*compute_capability, emulated_shared_memory(*compute_capability)),
+        Device::Cuda(device) => (device.compute_capability, device.shared_memory_per_block),
+        Device::Cpu { .. } | Device::Reference => return Vec::new(),
+    };
+    let mut reasons = Vec::new();
+    if let Some(code) = &instance.device {
+        if have < code.compute_capability {
+            reasons.push(Reason::ComputeCapability { have, need: code.compute_capability });
+        }
+        let need = shared_bytes(code, problem);
+        if need > shared {
+            reasons.push(Reason::SharedMemory { need, have: shared });
+        }
+    }
+    reasons
+}
+
+/// Shared memory that a block of the emulated GPU may have (CUDA Programming Guide, compute capabilities).
+fn emulated_shared_memory(compute_capability: (u32, u32)) -> u32 {
+    match compute_capability {
+        (8, 0) => 163 << 10,
+        (9, 0) => 227 << 10,
+        _ => 99 << 10,
+    }
+}
+
+/// Multiprocessors of the emulated GPU: few, so that blocks of a persistent grid have more than one tile.
+const EMULATED_MULTIPROCESSORS: u32 = 2;
+
+/// Bytes of dynamic shared memory of one block.
+fn shared_bytes(code: &DeviceCode, problem: &Problem) -> u32 {
+    let segments = problem.branches.iter().flat_map(|branch| &branch.segments);
+    let key_tiles: usize = segments.map(|segment| segment.seq_kv.div_ceil(16)).sum();
+    let per_key_tile = u32::try_from(key_tiles).unwrap_or(u32::MAX).saturating_mul(code.shared_bytes_per_key_tile);
+    code.shared_bytes[usize::from(problem.branches.len() > 1)].saturating_add(per_key_tile)
+}
+
+/// Blocks for one head's queries: as many as it has tiles, or, where a block keeps all keys, as many as give each
+/// multiprocessor two blocks, so that the keys are loaded rarely.
+fn head_blocks(instance: &Instance, problem: &Problem, device: &Device) -> usize {
+    let multiprocessors = match device {
+        Device::Emulated { .. } => EMULATED_MULTIPROCESSORS,
+        Device::Cuda(device) => device.multiprocessors,
+        Device::Cpu { .. } | Device::Reference => return 0,
+    };
+    let tiles = problem.seq_q.div_ceil(instance.block_q);
+    match &instance.device {
+        Some(code) if code.shared_bytes_per_key_tile > 0 => {
+            let heads = elements(&[problem.batch, problem.heads]).max(1);
+            (2 * multiprocessors as usize).div_ceil(heads).clamp(1, tiles.max(1)).min(tiles)
+        }
+        _ => tiles,
+    }
+}
+
+fn workspace_bytes(instance: &Instance, problem: &Problem, device: &Device) -> usize {
+    let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
+    match *device {
+        Device::Cpu { threads } => {
+            let queries = instance.block_q * (head_dim + 2 * value_dim + instance.block_kv + 2);
+            let keys = instance.block_kv * head_dim.max(value_dim);
+            ((queries + keys) * size_of::<f32>()).saturating_mul(threads)
+        }
+        // Probabilities and slopes of one row; the results in f64.
+        Device::Reference => {
+            let row = 2 * problem.seq_kv().max().unwrap_or(0);
+            row.saturating_add(problem.result_elements()).saturating_mul(size_of::<f64>())
+        }
+        Device::Emulated { .. } | Device::Cuda(_) => 0,
+    }
 }
 
 /// What the table alone says against an engine, whether or not its machine is there.
@@ -152,73 +306,4 @@ pub(crate) fn table_reasons(engine: Engine, problem: &Problem) -> Vec<Reason> {
         reasons.push(Reason::NoCompiler);
     }
     reasons
-}
-
-/// Why an engine does not run a legal problem.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub struct Refusal {
-    /// The engine asked.
-    pub engine: Engine,
-    /// All its reasons.
-    pub reasons: Vec<Reason>,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the {} engine cannot run this: ", self.engine.name())?;
-        list(f, &self.reasons)
-    }
-}
-
-/// One reason.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Reason {
-    /// The instance table has no row for this engine and direction.
-    #[error("it has no {} kernel; use --engine reference or a later release", .direction.name())]
-    NoKernel {
-        /// Forward or backward.
-        direction: Direction,
-    },
-    /// The kernel is not compiled for this element type.
-    #[error("its kernels take {supported:?}, not {got:?}")]
-    DType {
-        /// Type of q.
-        got: DType,
-        /// Types compiled.
-        supported: &'static [DType],
-    },
-    /// The CUDA compiler was missing when this crate was built.
-    #[error("no nvcc was found when it was built; install the CUDA toolkit, set NVCC or CUDA_HOME, and build again")]
-    NoCompiler,
-    /// Rows too wide for a tile.
-    #[error("{dim} is {got}; its widest kernel takes {limit}")]
-    Width {
-        /// Which width.
-        dim: &'static str,
-        /// Width found.
-        got: usize,
-        /// Widest.
-        limit: usize,
-    },
-    /// The engine is not part of this build.
-    #[error("{0}")]
-    NotBuilt(&'static str),
-    /// No CUDA driver can be loaded.
-    #[error("no NVIDIA driver library could be loaded ({searched}); install the driver, or use --engine cpu")]
-    NoDriver {
-        /// File names that were tried.
-        searched: String,
-    },
-    /// The driver answered with an error.
-    #[error("the NVIDIA driver failed at {call} with code {code}")]
-    Driver {
-        /// What was asked of it.
-        call: &'static str,
-        /// Its CUresult.
-        code: u32,
-    },
-    /// The driver knows no GPU.
-    #[error("the NVIDIA driver is there but reports no GPU; check CUDA_VISIBLE_DEVICES and nvidia-smi")]
-    NoDevice,
 }

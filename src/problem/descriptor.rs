@@ -5,7 +5,7 @@
 //!
 //! [`TensorRef`]: crate::TensorRef
 
-use super::error::Argument;
+use super::argument::Argument;
 use super::tensor::{Tensor, TensorDesc};
 
 /// Attention of one set of queries over a list of branches; see the [crate documentation](crate) for the formula.
@@ -119,6 +119,20 @@ pub enum Gradient {
     Gate(usize),
     /// Of the region of a branch, f32, of the region's shape.
     Region(usize),
+}
+
+impl Gradient {
+    /// The argument that receives this gradient, `first` being the number of a branch's first segment.
+    pub(crate) fn argument(self, first: impl Fn(usize) -> usize) -> Argument {
+        match self {
+            Gradient::Q => Argument::Dq,
+            Gradient::K(i) => Argument::Dk(i),
+            Gradient::V(i) => Argument::Dv(i),
+            Gradient::Bias(i) => Argument::Dbias(i),
+            Gradient::Gate(b) => Argument::Dgate(first(b)),
+            Gradient::Region(b) => Argument::Dregion(first(b)),
+        }
+    }
 }
 
 impl<T> Attention<T> {

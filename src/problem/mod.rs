@@ -3,38 +3,23 @@
 //! [`Attention`] is plain data that may be nonsense. A [`Problem`] can only be had by passing every rule, so that
 //! planning and the engines need not ask again.
 
+mod argument;
 mod descriptor;
+mod dtype;
 mod element;
 mod error;
 mod tensor;
 mod validate;
 
+pub use argument::Argument;
 pub use descriptor::{Attention, AttentionDesc, Branch, Causal, Gate, Gradient, Gradients, Outputs, Segment, Window};
+pub use dtype::{DType, Direction};
 pub(crate) use element::with_float;
-pub use element::{DType, Element, Float};
+pub use element::{Element, Float};
 pub(crate) use error::list;
-pub use error::{Argument, DTypes, Extent, Invalid, Rule, Violation};
+pub use error::{DTypes, Extent, Invalid, Rule, Violation};
 pub use tensor::{MAX_RANK, Tensor, TensorDesc, TensorMut, TensorRef};
 pub use validate::MAX_EXTENT;
-
-/// Which way a call goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// From q, k, v to out.
-    Forward,
-    /// From the gradient of out to those of the inputs.
-    Backward,
-}
-
-impl Direction {
-    /// `forward` or `backward`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Direction::Forward => "forward",
-            Direction::Backward => "backward",
-        }
-    }
-}
 
 /// How many elements extents make. Partial products may overflow where one extent is 0.
 pub(crate) fn elements(extents: &[usize]) -> usize {
@@ -85,8 +70,8 @@ pub(crate) struct SegmentProblem {
     pub(crate) k: Strides<4>,
     /// `[batch, seq_kv, kv_heads, value_dim]`
     pub(crate) v: Strides<4>,
-    /// `[batch, heads, seq_q, seq_kv]`
-    pub(crate) bias: Option<Strides<4>>,
+    /// Type and `[batch, heads, seq_q, seq_kv]`
+    pub(crate) bias: Option<(DType, Strides<4>)>,
     /// `[batch]`
     pub(crate) key_len: Option<Strides<1>>,
     pub(crate) causal: Causal,
@@ -178,6 +163,20 @@ impl Problem {
     /// Keys of every segment, in order across branches.
     pub fn seq_kv(&self) -> impl Iterator<Item = usize> {
         self.branches.iter().flat_map(|branch| branch.segments.iter().map(|segment| segment.seq_kv))
+    }
+
+    /// Tensors of rows with a row that does not start at a multiple of `step` elements from the first.
+    pub(crate) fn misaligned_rows(&self, step: usize) -> Vec<Argument> {
+        let segments = self.branches.iter().flat_map(|branch| &branch.segments).enumerate();
+        let mut rows = vec![(Argument::Q, self.q)];
+        rows.extend(segments.flat_map(|(i, segment)| [(Argument::K(i), segment.k), (Argument::V(i), segment.v)]));
+        match self.results {
+            Results::Forward { out, .. } => rows.push((Argument::Out, out)),
+            Results::Backward { dout, .. } => rows.push((Argument::Dout, dout)),
+        }
+        let aligned =
+            |strides: &Strides<4>| strides[..3].iter().all(|stride| stride.unsigned_abs().is_multiple_of(step));
+        rows.into_iter().filter(|(_, strides)| !aligned(strides)).map(|(argument, _)| argument).collect()
     }
 
     /// Elements of everything that is written.

@@ -3,7 +3,8 @@
 //! Nothing is checked here; [`Problem`](crate::Problem) and the engines' binding check everything at once, where the
 //! argument's name is known.
 
-use super::element::{DType, Element};
+use super::dtype::DType;
+use super::element::Element;
 
 /// The most dimensions a tensor of this crate has.
 pub const MAX_RANK: usize = 4;

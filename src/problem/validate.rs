@@ -1,9 +1,10 @@
 //! Every rule of the operator, checked once. All violations are collected; none stops the others from being found
 //! unless it makes them meaningless.
 
+use super::argument::Argument;
 use super::descriptor::{AttentionDesc, Branch, Gate, Gradient, Gradients, Outputs, Segment};
-use super::element::DType::{self, BF16, Bool, F16, F32, U32};
-use super::error::{Argument, DTypes, Extent, Invalid, Rule, Violation};
+use super::dtype::DType::{self, BF16, Bool, F16, F32, U32};
+use super::error::{DTypes, Extent, Invalid, Rule, Violation};
 use super::tensor::{Tensor, TensorDesc};
 use super::{BranchProblem, GradientProblem, Problem, Results, SegmentProblem, Strides};
 
@@ -182,7 +183,7 @@ impl Checker {
                 ("seq_q", Extent::OrOne(sizes.seq_q)),
                 ("seq_kv", Extent::OrOne(seq_kv)),
             ];
-            self.shape(argument, bias, BIAS_SHAPE, &dims)
+            (bias.dtype(), self.shape(argument, bias, BIAS_SHAPE, &dims))
         });
         let key_len = segment.key_len.as_ref().map(|key_len| {
             let argument = Argument::KeyLen(number);

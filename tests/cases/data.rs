@@ -1,7 +1,7 @@
 //! The tensors of a case, in the memory layout it asks for, with poison wherever nothing may be read.
 
 use super::{BiasCase, BiasValues, Case, GateCase, Layout, RegionCase};
-use fused_attention::{Attention, Branch, DType, Outputs, Segment, TensorDesc, TensorMut, TensorRef};
+use fused_attention::{Attention, Branch, DType, Engine, Error, Outputs, Segment, TensorDesc, TensorMut, TensorRef};
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -351,14 +351,16 @@ impl Data {
     }
 
     /// Runs an engine into poisoned outputs and returns them, after checking that nothing beside them was written.
-    pub fn run(&self, engine: fused_attention::Engine) -> (HostTensor, HostTensor) {
+    pub fn run(&self, engine: Engine) -> (HostTensor, HostTensor) {
+        self.try_run(engine).unwrap_or_else(|error| panic!("{} {}: {error}", engine.name(), self.case.name))
+    }
+
+    /// The same for an engine that may refuse.
+    pub fn try_run(&self, engine: Engine) -> Result<(HostTensor, HostTensor), Error> {
         let (mut out, mut lse) = self.outputs();
-        let outputs = Outputs::new(out.view_mut()).lse(lse.view_mut());
-        if let Err(error) = self.attention().forward(engine, outputs) {
-            panic!("{}: {error}", self.case.name);
-        }
+        self.attention().forward(engine, Outputs::new(out.view_mut()).lse(lse.view_mut()))?;
         assert!(out.gaps_untouched() && lse.gaps_untouched(), "{}: written beside an output", self.case.name);
-        (out, lse)
+        Ok((out, lse))
     }
 }
 

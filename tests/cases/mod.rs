@@ -18,7 +18,7 @@ pub use data::{Data, HostTensor};
 pub use list::all;
 pub use naive::{naive, round_to};
 
-use fused_attention::{Causal, DType, Window};
+use fused_attention::{Causal, DType, Engine, Window};
 
 /// A problem: everything but the numbers in the tensors, which [`Data`] draws from the name and a seed.
 #[derive(Clone, Debug)]
@@ -209,6 +209,24 @@ impl Case {
 
     pub fn segments(&self) -> impl Iterator<Item = &SegmentCase> {
         self.branches.iter().flat_map(|branch| &branch.segments)
+    }
+
+    /// Whether an engine has a kernel for it; the others it must refuse.
+    pub fn has_kernel(&self, engine: Engine) -> bool {
+        let whole = |width: usize| width.is_multiple_of(8) && width <= 256;
+        match engine {
+            Engine::Reference | Engine::Cpu => true,
+            Engine::Emulated | Engine::Cuda => {
+                let aligned = self.layout != Layout::Gaps;
+                self.dtype != DType::F32 && whole(self.head_dim) && whole(self.value_dim) && aligned
+            }
+        }
+    }
+
+    /// Whether an engine would take minutes; `FUSED_ATTENTION_SLOW_TESTS` in the environment says that it may.
+    pub fn is_slow(&self, engine: Engine) -> bool {
+        let blocks = self.batch * self.heads * self.seq_q.div_ceil(64);
+        engine == Engine::Emulated && blocks > 1000 && std::env::var_os("FUSED_ATTENTION_SLOW_TESTS").is_none()
     }
 
     /// Whether the command line's files can say it.

@@ -3,6 +3,7 @@
 use super::suites::{Case, Pass};
 use crate::array::Array;
 use crate::failure::Failure;
+use crate::machine::Machine;
 use fused_attention::{
     Attention, AttentionDesc, Branch, DType, Engine, Gradient, Gradients, Outputs, Plan, Problem, Refusal, Segment,
     TensorDesc, TensorMut, TensorRef,
@@ -21,7 +22,7 @@ const SEED: u64 = 0x5eed;
 pub(super) struct Row {
     pub(super) case: &'static Case,
     pub(super) engine: Engine,
-    pub(super) kernel: &'static str,
+    pub(super) kernel: String,
     pub(super) direction: &'static str,
     pub(super) dtype: DType,
     pub(super) median_us: f64,
@@ -92,8 +93,8 @@ impl Case {
     }
 
     /// The plan, or why there is none, without a tensor.
-    pub(super) fn plan(&self, engine: Engine, dtype: DType) -> Result<Result<Plan, Refusal>, Failure> {
-        Ok(fused_attention::plan(engine, &self.problem(dtype)?))
+    pub(super) fn plan(&self, machine: Machine, dtype: DType) -> Result<Result<Plan, Refusal>, Failure> {
+        Ok(machine.plan(&self.problem(dtype)?))
     }
 
     /// Dense multiplications and additions: forward two products per key, backward those that the gradients asked for
@@ -121,7 +122,7 @@ impl Case {
     }
 
     /// Times the case with random inputs.
-    pub(super) fn measure(&'static self, engine: Engine, dtype: DType, at_least: Duration) -> Result<Row, Failure> {
+    pub(super) fn measure(&'static self, machine: Machine, dtype: DType, at_least: Duration) -> Result<Row, Failure> {
         let mut random = Random(StdRng::seed_from_u64(SEED));
         let q = random.array(dtype, &self.q_shape(), -1.0..1.0);
         let owned = self.attention(q, |shape, region| {
@@ -132,18 +133,18 @@ impl Case {
 
         let (plan, median) = if self.pass == Pass::Forward {
             let mut out = Array::zeros(dtype, &self.q_shape());
-            median(at_least, || Ok(attention.forward(engine, writable(&mut out)?)?))?
+            median(at_least, || Ok(machine.forward(&attention, writable(&mut out)?)?))?
         } else {
             let dout = random.array(dtype, &self.q_shape(), -1.0..1.0);
             let zeros = |(gradient, shape): (Gradient, [usize; 4])| (gradient, Array::zeros(DType::F32, &shape));
             let mut arrays: Vec<_> = self.gradients().into_iter().map(zeros).collect();
-            median(at_least, || backward(&attention, engine, dout.view(), &mut arrays))?
+            median(at_least, || backward(&attention, machine, dout.view(), &mut arrays))?
         };
         let seconds = median.as_secs_f64();
         Ok(Row {
             case: self,
-            engine,
-            kernel: plan.kernel(),
+            engine: machine.engine(),
+            kernel: plan.symbol(),
             direction: plan.direction().name(),
             dtype,
             median_us: seconds * 1e6,
@@ -155,7 +156,7 @@ impl Case {
 
 fn backward(
     attention: &Attention<TensorRef<'_>>,
-    engine: Engine,
+    machine: Machine,
     dout: TensorRef<'_>,
     arrays: &mut [(Gradient, Array<'static>)],
 ) -> Result<Plan, Failure> {
@@ -163,7 +164,7 @@ fn backward(
     for (gradient, array) in arrays {
         wanted = wanted.want(*gradient, writable(array)?);
     }
-    Ok(attention.backward(engine, dout, wanted)?)
+    Ok(machine.backward(attention, dout, wanted)?)
 }
 
 fn writable<'a>(array: &'a mut Array<'static>) -> Result<TensorMut<'a>, Failure> {

@@ -5,12 +5,12 @@ mod plot;
 mod suites;
 mod table;
 
-use crate::EngineName;
 use crate::contract::{check_target, write_atomically};
 use crate::failure::Failure;
+use crate::machine::{Machine, MachineArguments};
 use crate::run::refused;
 use clap::{Args, ValueEnum};
-use fused_attention::{DType, Engine};
+use fused_attention::DType;
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::Row;
 use std::io::Write;
@@ -20,9 +20,8 @@ use suites::{CASES, Case, SUITES, TINY};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Who computes.
-    #[arg(long, value_enum)]
-    engine: EngineName,
+    #[command(flatten)]
+    machine: MachineArguments,
     /// sd15, sdxl, flux, wan, ip-adapter, backward, or all of them.
     #[arg(long, value_parser = parse_suite)]
     suite: String,
@@ -74,7 +73,7 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 /// Times the cases of a suite. One that the engine refuses ends the command before anything is timed; among all
 /// suites, refused ones are told and left out as long as one runs.
 pub(crate) fn bench(arguments: &Arguments, err: &mut dyn Write) -> Result<String, Failure> {
-    let (engine, dtype) = (Engine::from(arguments.engine), DType::from(arguments.dtype));
+    let (machine, dtype) = (Machine::try_from(&arguments.machine)?, DType::from(arguments.dtype));
     for path in arguments.json.iter().chain(&arguments.plot) {
         check_target(path)?;
     }
@@ -82,7 +81,7 @@ pub(crate) fn bench(arguments: &Arguments, err: &mut dyn Write) -> Result<String
     let asked = |case: &&Case| case.suite == arguments.suite || arguments.suite == "all" && case.suite != TINY;
     let (mut cases, mut refusals) = (Vec::new(), Vec::new());
     for case in CASES.iter().filter(asked) {
-        match case.plan(engine, dtype)? {
+        match case.plan(machine, dtype)? {
             Ok(_) => cases.push(case),
             Err(refusal) => refusals.push(refused(&format!("{} {}", case.suite, case.name), &refusal)),
         }
@@ -94,19 +93,24 @@ pub(crate) fn bench(arguments: &Arguments, err: &mut dyn Write) -> Result<String
         let _ = writeln!(err, "left out: {refusal}");
     }
 
-    let rows = measure_all(&cases, engine, dtype, arguments.seconds)?;
+    let rows = measure_all(&cases, machine, dtype, arguments.seconds)?;
     if let Some(path) = &arguments.json {
         let rows: Vec<_> = rows.iter().map(json).collect();
         write_atomically(path, format!("{:#}\n", serde_json::Value::from(rows)).as_bytes())?;
     }
     if let Some(path) = &arguments.plot {
-        let title = format!("fused-attention {}: {}", arguments.suite, engine.name());
+        let title = format!("fused-attention {}: {}", arguments.suite, machine.engine().name());
         write_atomically(path, plot::svg(&title, &rows).as_bytes())?;
     }
     Ok(table::aligned(&rows))
 }
 
-fn measure_all(cases: &[&'static Case], engine: Engine, dtype: DType, seconds: Duration) -> Result<Vec<Row>, Failure> {
+fn measure_all(
+    cases: &[&'static Case],
+    machine: Machine,
+    dtype: DType,
+    seconds: Duration,
+) -> Result<Vec<Row>, Failure> {
     // Draws to stderr, and nothing where that is no terminal.
     let progress = ProgressBar::new(cases.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {elapsed}") {
@@ -116,7 +120,7 @@ fn measure_all(cases: &[&'static Case], engine: Engine, dtype: DType, seconds: D
     let mut rows = Vec::with_capacity(cases.len());
     for case in cases {
         progress.set_message(format!("{} {}", case.suite, case.name));
-        rows.push(case.measure(engine, dtype, seconds)?);
+        rows.push(case.measure(machine, dtype, seconds)?);
         progress.inc(1);
     }
     progress.finish_and_clear();

@@ -163,7 +163,7 @@ mod tests {
         let row = |(i, case): (usize, &'static crate::bench::suites::Case)| Row {
             case,
             engine: Engine::Cuda,
-            kernel: "forward_streaming_sm90",
+            kernel: "forward".to_string(),
             direction: if case.pass == Pass::Forward { "forward" } else { "backward" },
             dtype: DType::F16,
             median_us: 3.0 * 1.4f64.powi(i as i32),

@@ -15,7 +15,7 @@ pub(super) fn aligned(rows: &[Row]) -> String {
         lines.push(vec![
             case.suite.to_string(),
             case.name.to_string(),
-            row.kernel.to_string(),
+            row.kernel.clone(),
             row.dtype.name().to_string(),
             case.batch.to_string(),
             case.heads.to_string(),

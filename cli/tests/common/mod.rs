@@ -115,11 +115,9 @@ pub fn call(arguments: &[&str]) -> Said {
         .output()
         .expect("the binary starts");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
-    Said {
-        status: output.status.code().expect("no signal ends it"),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    let status = output.status.code().unwrap_or_else(|| panic!("{arguments:?}: {}: {stderr}", output.status));
+    Said { status, stdout, stderr }
 }
 
 /// A folder of its own with an input in it; the second path is where the output goes.

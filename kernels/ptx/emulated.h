@@ -1,0 +1,38 @@
+// What contract.h needs from a host compiler: CUDA's words as ordinary C++, and the templates among the primitives.
+// Declarations only. The bodies are simt/emulator/primitives_*.cpp: a kernel's translation unit is instrumented (every
+// load and store is reported to the emulator), and the emulator's own code must not be.
+#pragma once
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+namespace simt {
+struct Index {
+  unsigned x, y, z;
+};
+Index thread_index();
+Index block_index();
+Index block_dimensions();
+Index grid_dimensions();
+void cp_async_wait_group(int groups_left);
+}  // namespace simt
+
+#define threadIdx (::simt::thread_index())
+#define blockIdx (::simt::block_index())
+#define blockDim (::simt::block_dimensions())
+#define gridDim (::simt::grid_dimensions())
+
+namespace ptx {
+
+// always_inline: the emulator takes the call's return address for the place in the kernel where this primitive stands.
+template <int N>
+__forceinline__ void cp_async_wait_group() {
+  static_assert(N >= 0, "cp.async.wait_group takes a count of groups");
+  ::simt::cp_async_wait_group(N);
+}
+
+}  // namespace ptx

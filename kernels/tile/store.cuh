@@ -1,0 +1,49 @@
+// Results to global memory.
+#pragma once
+#include "../params.h"
+#include "layout.cuh"
+#include "shared_tile.cuh"
+
+// One row's lse, by the first of the four lanes that share it.
+DEVICE void store_lse(const ForwardParams& p, int branch, int b, int h, int query, float lse) {
+  if (p.lse == nullptr || query >= p.seq_q || lane_id() % 4 != 0) return;
+  p.lse[branch * p.lse_stride[0] + b * p.lse_stride[1] + h * p.lse_stride[2] + query * p.lse_stride[3]] = lse;
+}
+
+// Rows [row, row + 16) of out of one head, a warp's own.
+struct OutRows {
+  const ForwardParams& p;
+  int b, h, row;
+
+  // rO[16, WIDTH] f32 -> element type, the one rounding -> `staging`, 16 rows of shared memory that are the warp's alone ->
+  // global memory, 16 bytes a lane. Adds what out held before, if asked to. Warp-collective.
+  template <class Element, int WIDTH>
+  DEVICE void store(const float (&rO)[WIDTH / 8][4], char* staging) const {
+    using Tile = SharedTile<WIDTH>;
+    uint16_t* gOut = static_cast<uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
+#pragma unroll
+    for (int r = 0; r < ROWS_PER_LANE; r++) {
+      const int query = row + fragment_row(2 * r);
+#pragma unroll
+      for (int n = 0; n < WIDTH / 8; n++) {
+        float low = rO[n][2 * r], high = rO[n][2 * r + 1];
+        const int column = n * 8 + fragment_column(0);
+        if (p.accumulate != 0 && query < p.seq_q && column < p.value_dim) {
+          const uint16_t* before = gOut + query * p.out_stride[1] + column;
+          low += Element::widen(before[0]);
+          high += Element::widen(before[1]);
+        }
+        const uint32_t offset = Tile::offset(fragment_row(2 * r), n) + fragment_column(0) * 2;
+        *reinterpret_cast<uint32_t*>(staging + offset) = Element::pack(low, high);
+      }
+    }
+    // Written: the rows, by the lanes that hold their fragments. Read next: by other lanes of the same warp.
+    ptx::bar_warp_sync();
+    for (int at = lane_id(); at < 16 * Tile::CHUNKS; at += WARP) {
+      const int r = at / Tile::CHUNKS, chunk = at % Tile::CHUNKS;
+      if (row + r >= p.seq_q || chunk * 8 >= p.value_dim) continue;
+      *reinterpret_cast<Chunk*>(gOut + (row + r) * p.out_stride[1] + chunk * 8) =
+          *reinterpret_cast<const Chunk*>(staging + Tile::offset(r, chunk));
+    }
+  }
+};

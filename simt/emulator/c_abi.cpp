@@ -1,0 +1,44 @@
+// The functions of c_abi.h.
+#include "c_abi.h"
+
+#include "launch.hpp"
+
+#include <cstdlib>
+#include <cstring>
+
+struct SimtResult {
+  simt::Outcome outcome;
+};
+
+extern "C" {
+
+SimtResult* simt_run(const SimtLaunch* launch) { return new SimtResult{simt::run(*launch)}; }
+
+SimtFaultKind simt_result_fault(const SimtResult* result, const char** message) {
+  *message = result->outcome.fault.message.c_str();
+  return result->outcome.fault.kind;
+}
+
+const SimtStats* simt_result_stats(const SimtResult* result) { return &result->outcome.stats; }
+
+const SimtBufferStats* simt_result_buffers(const SimtResult* result, size_t* count) {
+  *count = result->outcome.buffers.size();
+  return result->outcome.buffers.data();
+}
+
+const SimtSite* simt_result_sites(const SimtResult* result, size_t* count) {
+  *count = result->outcome.sites.size();
+  return result->outcome.sites.data();
+}
+
+void simt_result_free(SimtResult* result) { delete result; }
+
+char* simt_locations(const uint32_t* pcs, size_t count) {
+  std::string lines;
+  for (size_t i = 0; i < count; i++) lines += simt::at(pcs[i]) + "\n";
+  return strdup(simt::symbolise(lines).c_str());
+}
+
+void simt_locations_free(char* text) { free(text); }
+
+}  // extern "C"

@@ -1,0 +1,84 @@
+/* The border between the emulator (C++) and its Rust face: plain data and a few functions. src/ffi.rs mirrors it. */
+#ifndef SIMT_C_ABI_H
+#define SIMT_C_ABI_H
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum SimtFaultKind {
+  SIMT_NO_FAULT,
+  SIMT_RACE,           /* shared memory: two accesses that nothing orders */
+  SIMT_PENDING_COPY,   /* shared memory: touched while an asynchronous copy to it is in flight */
+  SIMT_UNINITIALISED,  /* shared memory read before anything was written to it */
+  SIMT_SHARED_BOUNDS,
+  SIMT_GLOBAL_BOUNDS,
+  SIMT_READ_ONLY,      /* write to a buffer registered as input */
+  SIMT_BLOCK_RACE,     /* global memory: two blocks, nothing orders them */
+  SIMT_DIVERGENCE,     /* lanes of one warp at different warp-wide instructions */
+  SIMT_BARRIER,        /* a barrier used inconsistently */
+  SIMT_DEADLOCK,
+  SIMT_COPY_AT_EXIT,   /* a thread exits while its asynchronous copies are in flight */
+  SIMT_MISALIGNED,
+  SIMT_FOREIGN_STACK,  /* another thread's local memory */
+  SIMT_STACK_OVERFLOW, /* more local memory than a fiber's stack holds */
+  SIMT_UNSUPPORTED,    /* legal, but not modelled */
+  SIMT_BAD_LAUNCH
+} SimtFaultKind;
+
+typedef struct SimtBuffer {
+  void* data;
+  size_t bytes;
+  uint8_t writable;
+  const char* name; /* for messages */
+} SimtBuffer;
+
+typedef struct SimtLaunch {
+  void (*entry)(const void* params);
+  const void* params;
+  size_t params_bytes;
+  uint32_t grid[3], block[3];
+  uint32_t shared_bytes;
+  uint32_t workers; /* OS threads, each running one block at a time */
+  uint64_t seed;
+  uint8_t checks; /* 0: only execute */
+  const SimtBuffer* buffers;
+  size_t buffer_count;
+  const uint32_t* dropped; /* synchronisation sites to turn into no-ops */
+  size_t dropped_count;
+} SimtLaunch;
+
+typedef struct SimtStats {
+  uint64_t collectives, mma, ldmatrix_phases, ldmatrix_conflicts, cp_async_phases, cp_async_conflicts;
+  uint64_t shared_phases, shared_conflicts, barriers, warp_barriers, atomics, switches;
+} SimtStats;
+
+typedef struct SimtBufferStats {
+  uint64_t read, read_async, written, atomic; /* bytes */
+} SimtBufferStats;
+
+typedef struct SimtSite {
+  uint32_t pc;
+  const char* what; /* a literal */
+  uint64_t executed;
+} SimtSite;
+
+typedef struct SimtResult SimtResult;
+
+SimtResult* simt_run(const SimtLaunch* launch);
+SimtFaultKind simt_result_fault(const SimtResult* result, const char** message);
+const SimtStats* simt_result_stats(const SimtResult* result);
+const SimtBufferStats* simt_result_buffers(const SimtResult* result, size_t* count);
+const SimtSite* simt_result_sites(const SimtResult* result, size_t* count);
+void simt_result_free(SimtResult* result);
+
+/* The source lines of sites, one line of text each. Slow the first time. */
+char* simt_locations(const uint32_t* pcs, size_t count);
+void simt_locations_free(char* text);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,104 @@
+//! The block of parameters that crosses to a forward kernel, twin of kernels/params.h.
+//!
+//! Only the standard library, because the build script reads this file too: it writes every offset below into a header
+//! of assertions, so that the two sides cannot differ. The meaning of each field stands in kernels/params.h.
+
+#![allow(missing_docs, reason = "kernels/params.h documents the fields")]
+
+use super::instances::{MAX_BRANCHES, MAX_SEGMENTS};
+use std::mem::offset_of;
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct SegmentParams {
+    pub k: u64,
+    pub v: u64,
+    pub bias: u64,
+    pub key_len: u64,
+    pub k_stride: [i64; 3],
+    pub v_stride: [i64; 3],
+    pub bias_stride: [i64; 4],
+    pub key_len_stride: i64,
+    pub seq_kv: i32,
+    pub group: i32,
+    pub causal: i32,
+    pub window_left: i32,
+    pub window_right: i32,
+    pub bias_type: i32,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct BranchParams {
+    pub gate: u64,
+    pub region: u64,
+    pub gate_stride: [i64; 2],
+    pub region_stride: [i64; 3],
+    pub gate_value: f32,
+    pub first_segment: i32,
+    pub end_segment: i32,
+    pub reserved: i32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct ForwardParams {
+    pub q: u64,
+    pub out: u64,
+    pub lse: u64,
+    pub q_stride: [i64; 3],
+    pub out_stride: [i64; 3],
+    pub lse_stride: [i64; 4],
+    pub batch: i32,
+    pub heads: i32,
+    pub seq_q: i32,
+    pub head_dim: i32,
+    pub value_dim: i32,
+    pub head_blocks: i32,
+    pub branches: i32,
+    pub accumulate: i32,
+    pub softmax_scale: f32,
+    pub softcap: f32,
+    pub branch: [BranchParams; MAX_BRANCHES],
+    pub segment: [SegmentParams; MAX_SEGMENTS],
+}
+
+macro_rules! offsets {
+    ($($ty:ident { $($field:ident),* $(,)? })*) => {
+        &[$($((stringify!($ty), stringify!($field), offset_of!($ty, $field)),)*)*]
+    };
+}
+
+/// Struct, field and offset of everything above.
+pub const OFFSETS: &[(&str, &str, usize)] = offsets! {
+    SegmentParams {
+        k, v, bias, key_len, k_stride, v_stride, bias_stride, key_len_stride, seq_kv, group, causal, window_left,
+        window_right, bias_type,
+    }
+    BranchParams {
+        gate, region, gate_stride, region_stride, gate_value, first_segment, end_segment, reserved,
+    }
+    ForwardParams {
+        q, out, lse, q_stride, out_stride, lse_stride, batch, heads, seq_q, head_dim, value_dim, head_blocks, branches,
+        accumulate, softmax_scale, softcap, branch, segment,
+    }
+};
+
+/// A header that fails to compile where kernels/params.h disagrees.
+pub fn assertions() -> String {
+    let mut header = String::from("#pragma once\n#include <cstddef>\n#include \"params.h\"\n");
+    for (name, field, offset) in OFFSETS {
+        header += &format!("static_assert(offsetof({name}, {field}) == {offset}, \"src/plan/params.rs\");\n");
+    }
+    for (name, size) in [
+        ("SegmentParams", size_of::<SegmentParams>()),
+        ("BranchParams", size_of::<BranchParams>()),
+        ("ForwardParams", size_of::<ForwardParams>()),
+    ] {
+        header += &format!("static_assert(sizeof({name}) == {size}, \"src/plan/params.rs\");\n");
+    }
+    header += &format!(
+        "static_assert(MAX_BRANCHES == {MAX_BRANCHES} && MAX_SEGMENTS == {MAX_SEGMENTS}, \"src/plan/params.rs\");\n"
+    );
+    header
+}

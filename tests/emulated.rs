@@ -1,0 +1,163 @@
+//! The CUDA kernels under emulation: what the emulator counts, any schedule, and that every synchronisation is needed.
+#![cfg(feature = "emulated")]
+
+mod cases;
+
+use cases::{Case, Data, GateCase, RegionCase, all, bound, naive};
+use fused_attention::emulated::{Report, Settings, SyncSite};
+use fused_attention::{Causal, DType, Engine, Error, INSTANCES, Outputs};
+use rayon::prelude::*;
+
+/// The kernels of the table.
+fn kernels() -> Vec<&'static str> {
+    let mut kernels: Vec<&str> =
+        INSTANCES.iter().filter(|row| row.engine == Engine::Emulated).map(|row| row.kernel).collect();
+    kernels.dedup();
+    kernels
+}
+
+/// Cases small enough to be run many times.
+fn cases() -> Vec<Case> {
+    let blocks = |case: &Case| case.batch * case.heads * case.seq_q.div_ceil(64);
+    all().into_iter().filter(|case| case.has_kernel(Engine::Emulated) && blocks(case) < 100).collect()
+}
+
+type Emulated = (Vec<f32>, Vec<f32>, Option<Report>);
+
+fn run(data: &Data, settings: &Settings) -> Result<Emulated, Error> {
+    let (mut out, mut lse) = data.outputs();
+    let outputs = Outputs::new(out.view_mut()).lse(lse.view_mut());
+    let (_, report) = data.attention().forward_emulated(settings, outputs)?;
+    assert!(out.gaps_untouched() && lse.gaps_untouched(), "{}: written beside an output", data.case.name);
+    Ok((out.values(), lse.values(), report))
+}
+
+fn with(kernel: &str) -> Settings {
+    Settings { kernel: Some(kernel.to_string()), ..Settings::default() }
+}
+
+#[test]
+fn each_kernel_alone_is_within_the_bound_and_free_of_bank_conflicts() {
+    for kernel in kernels() {
+        let ran: usize = cases().par_iter().map(|case| usize::from(ran_within_bound(kernel, case))).sum();
+        assert!(ran >= 20, "{kernel} takes {ran} cases");
+    }
+}
+
+fn ran_within_bound(kernel: &str, case: &Case) -> bool {
+    let data = Data::new(case, 21);
+    let (out, lse, report) = match run(&data, &with(kernel)) {
+        Ok(emulated) => emulated,
+        Err(Error::Refused(_)) => return false,
+        Err(error) => panic!("{kernel} {}: {error}", case.name),
+    };
+    let oracle = data.attention().forward_f64().expect("every case is a legal problem");
+    let naive = naive(&data);
+    for (what, check) in [
+        ("out", bound(case.dtype, &out, &naive.out, &oracle.out.values)),
+        ("lse", bound(DType::F32, &lse, &naive.lse, &oracle.lse.values)),
+    ] {
+        assert!(check.holds(), "{kernel} {} {what}: {check:?}", case.name);
+    }
+    if let Some(Report { stats, .. }) = report {
+        assert_eq!(stats.ldmatrix_conflicts, 0, "{kernel} {}", case.name);
+        assert_eq!(stats.cp_async_conflicts, 0, "{kernel} {}", case.name);
+    }
+    true
+}
+
+#[test]
+fn every_row_of_the_table_runs() {
+    let rows: Vec<_> = INSTANCES.iter().filter(|row| row.engine == Engine::Emulated).collect();
+    rows.par_iter().for_each(|row| {
+        let shape = [1, 70, 2, row.max_head_dim];
+        let case = Case::decoupled(row.symbol(), row.dtypes[0], shape, 50, &[20]).region(1, RegionCase::Shared);
+        let data = Data::new(&case, 25);
+        let (mut out, _) = data.outputs();
+        let (plan, _) = data.attention().forward_emulated(&with(row.kernel), out.view_mut()).expect("a legal problem");
+        assert_eq!(plan.symbol(), row.symbol());
+        let oracle = data.attention().forward_f64().expect("a legal problem");
+        let check = bound(case.dtype, &out.values(), &naive(&data).out, &oracle.out.values);
+        assert!(check.holds(), "{}: {check:?}", row.symbol());
+    });
+}
+
+#[test]
+fn queries_are_read_once_and_results_written_once() {
+    for kernel in kernels() {
+        let case = Case::decoupled("traffic", DType::F16, [2, 150, 3, 40], 77, &[4, 16]).value_dim(32);
+        let data = Data::new(&case, 22);
+        let (mut out, _) = data.outputs();
+        let (_, report) = data.attention().forward_emulated(&with(kernel), out.view_mut()).expect("a legal problem");
+        let report = report.expect("there are queries");
+        let (q, out) = (report.buffer("q"), report.buffer("out"));
+        let rows = 2 * 150 * 3 * 2;
+        assert_eq!((q.read_async, q.read, q.written), (rows * 40, 0, 0), "{kernel}");
+        assert_eq!((out.written, out.read), (rows * 32, 0), "{kernel}");
+    }
+}
+
+/// Cases that between them go through every part of a kernel.
+fn eventful() -> Vec<Case> {
+    vec![
+        Case::decoupled("eventful", DType::F16, [1, 150, 2, 64], 77, &[20, 4])
+            .gate(1, GateCase::PerHead)
+            .region(2, RegionCase::Shared),
+        // The first branch ends before the first barrier of the loop over tiles.
+        Case::decoupled("brief", DType::F16, [1, 130, 1, 64], 20, &[70]),
+        Case::plain("streamed", DType::BF16, [1, 130, 1, 40], 90).causal(0, Causal::BottomRight),
+    ]
+}
+
+#[test]
+fn a_hundred_schedules_give_the_same_bits() {
+    for kernel in kernels() {
+        for case in eventful() {
+            let data = Data::new(&case, 23);
+            let bits = |seed: u64| -> Vec<u32> {
+                let (out, lse, _) = run(&data, &Settings { seed, ..with(kernel) })
+                    .unwrap_or_else(|error| panic!("{kernel} {} seed {seed}: {error}", case.name));
+                out.iter().chain(&lse).map(|value| value.to_bits()).collect()
+            };
+            let first = bits(0);
+            (1..100u64).into_par_iter().for_each(|seed| assert_eq!(bits(seed), first, "{kernel} seed {seed}"));
+        }
+    }
+}
+
+#[test]
+fn every_synchronisation_is_needed() {
+    for kernel in kernels() {
+        let mut sites: Vec<SyncSite> = Vec::new();
+        for case in eventful() {
+            let (.., report) = run(&Data::new(&case, 24), &with(kernel)).expect("a legal problem");
+            for site in report.expect("there are queries").sync_sites {
+                if !sites.iter().any(|known| known.location == site.location && known.what == site.what) {
+                    sites.push(site);
+                }
+            }
+        }
+        assert!(sites.len() >= 5, "{kernel} synchronises at {} places", sites.len());
+        // A line is one site, in however many instances of the kernel it stands.
+        let line = |site: &SyncSite| {
+            let chain = site.location.rsplit_once(" <- ").map_or(site.location.as_str(), |(chain, _)| chain);
+            format!("{} at {chain}", site.what)
+        };
+        let noticed: Vec<String> = sites.par_iter().filter(|site| noticed(kernel, site)).map(line).collect();
+        let missed: Vec<String> = sites.iter().map(line).filter(|line| !noticed.contains(line)).collect();
+        assert!(missed.is_empty(), "{kernel}: removing these changes nothing: {missed:#?}");
+    }
+}
+
+/// Whether some schedule of some case fails, or gives other bits, without a synchronisation.
+fn noticed(kernel: &str, site: &SyncSite) -> bool {
+    eventful().iter().any(|case| {
+        let data = Data::new(case, 24);
+        let (out, lse, _) = run(&data, &with(kernel)).expect("a legal problem");
+        (0..4).any(|seed| match run(&data, &Settings { seed, without: Some(site.clone()), ..with(kernel) }) {
+            Err(Error::Fault { .. }) => true,
+            Err(error) => panic!("{error}"),
+            Ok((changed_out, changed_lse, _)) => changed_out != out || changed_lse != lse,
+        })
+    })
+}
