@@ -46,10 +46,6 @@ fn failures(case: &Case, engines: &[Engine]) -> Vec<String> {
     let naive = naive(&data);
     let mut failures = Vec::new();
     for &engine in engines {
-        if case.is_slow(engine) {
-            left_out(&format!("{} on {}: set FUSED_ATTENTION_SLOW_TESTS to run it", engine.name(), case.name));
-            continue;
-        }
         let (out, lse) = match data.try_run(engine) {
             Ok(results) if case.has_kernel(engine) => results,
             Err(Error::Refused(_)) if !case.has_kernel(engine) => continue,
@@ -91,7 +87,7 @@ fn the_reference_rounds_the_oracle_once() {
 #[test]
 fn two_runs_give_the_same_bits() {
     for engine in engines() {
-        for case in all().iter().step_by(5).filter(|case| case.has_kernel(engine) && !case.is_slow(engine)) {
+        for case in all().iter().step_by(5).filter(|case| case.has_kernel(engine)) {
             let data = Data::new(case, 3);
             assert_eq!(bits(&data.run(engine).0), bits(&data.run(engine).0), "{} {}", engine.name(), case.name);
         }

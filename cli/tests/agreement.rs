@@ -11,7 +11,6 @@ use fused_attention::{Causal, DType, Engine, Gradient, Gradients, TensorDesc};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
-use std::io::Write;
 
 fn tensor(file: File, name: String, tensor: &HostTensor) -> File {
     let dtype = match tensor.dtype() {
@@ -109,13 +108,6 @@ const ENGINES: &[Engine] = if cfg!(feature = "emulated") {
     &[Engine::Reference, Engine::Cpu]
 };
 
-/// Whether an engine takes too long on a case for every test run: under emulation, 65,538 heads are 65,538 blocks.
-fn too_slow(case: &Case, engine: Engine) -> bool {
-    engine == Engine::Emulated
-        && case.batch * case.heads > usize::from(u16::MAX)
-        && std::env::var_os("FUSED_ATTENTION_SLOW_TESTS").is_none()
-}
-
 /// Whether an engine has a kernel for a case that comes in a file: its tensors are dense there, whatever the case's layout.
 fn has_kernel(case: &Case, engine: Engine) -> bool {
     Case { layout: Layout::Bshd, ..case.clone() }.has_kernel(engine)
@@ -129,15 +121,6 @@ fn failures(case: &Case) -> Vec<String> {
     let mut failures = Vec::new();
     for &engine in ENGINES {
         let name = engine.name();
-        if too_slow(case, engine) {
-            // Not eprintln: the test harness would swallow it.
-            let _ = writeln!(
-                std::io::stderr(),
-                "LEFT OUT: the {name} engine on {} through files: too slow; set FUSED_ATTENTION_SLOW_TESTS",
-                case.name
-            );
-            continue;
-        }
         let written = match run(&bytes, engine) {
             Ok(written) if has_kernel(case, engine) => written,
             Err(said) if !has_kernel(case, engine) => {

@@ -223,12 +223,6 @@ impl Case {
         }
     }
 
-    /// Whether an engine would take minutes; `FUSED_ATTENTION_SLOW_TESTS` in the environment says that it may.
-    pub fn is_slow(&self, engine: Engine) -> bool {
-        let blocks = self.batch * self.heads * self.seq_q.div_ceil(64);
-        engine == Engine::Emulated && blocks > 1000 && std::env::var_os("FUSED_ATTENTION_SLOW_TESTS").is_none()
-    }
-
     /// Whether the command line's files can say it.
     pub fn fits_file_contract(&self) -> bool {
         !self.branches.iter().any(|branch| matches!(branch.region, RegionCase::PerHead))
