@@ -56,6 +56,7 @@
 //! AttentionDesc ──▶ Problem ──▶ Plan ──▶ engine
 //! what is asked     it is       which    reference   f64, naive: the oracle
 //! (plain data)      legal       kernel   cpu         tiled, all cores
+//!                                        emulated    the CUDA kernels' source, on the CPU
 //! ```
 //!
 //! [`Attention`] holds tensors in host memory or, as [`AttentionDesc`], their descriptions alone; [`Problem`] can only be
@@ -73,11 +74,13 @@
 //! # Features
 //!
 //! * `cuda` (default): finds the NVIDIA driver at run time; nothing is linked, and it builds and runs without one.
+//! * `emulated`: the CUDA kernels on the CPU, every access checked; needs a C++ compiler. For tests and the command line.
 //!
 //! # Unsafe code
 //!
-//! Three places: writing disjoint rows of one output from several threads (`engine/cpu/shared.rs`), calling the matrix
-//! product (`engine/cpu/tile.rs`), and loading the driver library (`engine/cuda/driver.rs`).
+//! Writing disjoint rows of one output from several threads (`engine/cpu/shared.rs`), calling the matrix product
+//! (`engine/cpu/tile.rs`), loading the driver library and asking it about devices (`engine/cuda/driver.rs`), and, with
+//! `emulated`, vouching for the kernels' parameter block and entry points (`engine/emulated.rs`).
 
 mod attention;
 mod engine;
