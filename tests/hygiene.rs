@@ -77,6 +77,50 @@ fn every_equation_cited_is_on_the_page() {
     }
 }
 
+/// The storey of a file of device code, from the ground up.
+fn storey(path: &str) -> usize {
+    match path {
+        _ if path.starts_with("kernels/ptx/") => 0,
+        "kernels/params.h" => 1,
+        _ if path.starts_with("kernels/tile/") => 2,
+        _ => 3,
+    }
+}
+
+#[test]
+fn device_code_keeps_its_storeys() {
+    let mut broken = Vec::new();
+    let sources = files("kernels").into_iter().filter(|file| file.extension().is_some_and(|end| end != "md"));
+    for file in sources {
+        let path = file.strip_prefix(root()).expect("below the root").to_string_lossy().replace('\\', "/");
+        let source = fs::read_to_string(&file).expect("a source is text");
+        let lines: Vec<&str> = source.lines().collect();
+        for (at, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap_or_default().trim();
+            let mut report = |what: &str| broken.push(format!("{path}:{}: {what}", at + 1));
+            if storey(&path) > 0 && (code.contains("asm ") || code.starts_with("#if")) {
+                report("asm and #if stand in kernels/ptx only");
+            }
+            if let Some(included) = code.strip_prefix("#include \"").map(|rest| rest.trim_end_matches('"')) {
+                let folder = Path::new(&path).parent().expect("a file has a folder");
+                let target = match included.strip_prefix("../") {
+                    Some(rest) => folder.parent().expect("below kernels").join(rest),
+                    None => folder.join(included),
+                };
+                if storey(&target.to_string_lossy()) > storey(&path) {
+                    report("includes point down");
+                }
+            }
+            let is_barrier = ["ptx::barrier_cta()", "ptx::bar_sync(", "ptx::bar_warp_sync()"];
+            let explained = at > 0 && (lines[at - 1].trim().starts_with("//") || lines[at - 1].contains("wait_group"));
+            if storey(&path) > 1 && is_barrier.iter().any(|call| code.contains(call)) && !explained {
+                report("a barrier wants a comment that says who wrote and who reads next");
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
 #[test]
 fn files_fit_one_sitting() {
     const LIMITS: [(&str, usize); 5] =
