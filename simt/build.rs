@@ -6,21 +6,28 @@ use std::path::Path;
 mod build_support;
 
 const EMULATOR: &[&str] = &[
+    "async_proxy",
     "banks",
     "c_abi",
+    "clocks",
     "constants",
     "fiber",
     "global_shadow",
     "hooks",
     "launch",
+    "mbarrier",
     "memory",
     "primitives_async",
     "primitives_matrix",
     "primitives_scalar",
     "primitives_sync",
     "race",
+    "registers",
     "scheduler",
     "sites",
+    "tensor_map",
+    "tma",
+    "wgmma",
 ];
 
 const SELF_TEST: &[&str] = &["matmul", "protocol", "memory", "primitives"];
