@@ -30,7 +30,7 @@ const EMULATOR: &[&str] = &[
     "wgmma",
 ];
 
-const SELF_TEST: &[&str] = &["matmul", "protocol", "memory", "primitives"];
+const SELF_TEST: &[&str] = &["matmul", "protocol", "memory", "primitives", "hopper", "hopper_matmul"];
 
 fn main() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
