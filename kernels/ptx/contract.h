@@ -2,8 +2,8 @@
 //
 // Two sets of bodies: asm.h (nvcc: one `asm volatile` each) and the emulator in simt/ (emulated.h says what it adds to
 // a host compiler). The choice between them is the one `#if` of all kernel code, beside that in asm.h which leaves out
-// what the architecture lacks. No CUDA header is needed: halves are
-// uint16_t or packed uint32_t bits, shared memory is addressed by its 32-bit window address.
+// what the architecture lacks. No CUDA header is needed: halves are uint16_t or packed uint32_t bits, shared memory is
+// addressed by its 32-bit window address.
 //
 // Words used below
 //   converged   all 32 lanes of the warp execute this very instruction; the emulator reports anything else
