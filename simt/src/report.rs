@@ -55,7 +55,7 @@ pub struct BufferStats {
     pub atomic: u64,
 }
 
-/// A place in the kernel's source where it synchronises: a barrier, a wait, a commit, a fence.
+/// A place in the kernel's source where it synchronises: a barrier, an arrival, a wait, a commit, a fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncSite {
     /// The instruction.

@@ -21,7 +21,8 @@ kernels! { Params:
     ring_too_many_bytes ring_too_few_bytes ring_no_wait dump_tile
     stored_correct stored_no_proxy_fence stored_no_fence stored_no_wait stored_no_commit stored_write_in_flight
     stored_exit_in_flight stored_unaligned store_then_bulk_correct store_then_bulk_no_fence
-    registers_given registers_kept
+    registers_given registers_kept register_counts_falling register_counts_rising register_counts_odd
+    misuse_none misuse_one_more misuse_plain_read misuse_plain_write misuse_init_twice misuse_exit_in_flight
 }
 
 const FILE: &str = "hopper.cpp";
@@ -199,4 +200,30 @@ fn registers_change_hands() {
     }
     let fault = run(registers_kept, 512, 1).expect_err("a fault");
     assert_fault(&fault, FaultKind::Deadlock, FILE, &["[registers inc]"]);
+}
+
+#[test]
+fn impossible_counts_of_registers() {
+    outputs(register_counts_falling);
+    for kernel in [register_counts_rising, register_counts_odd] {
+        assert_fault(&fault_of(kernel), FaultKind::Registers, FILE, &["[register_counts]"]);
+    }
+}
+
+#[test]
+fn an_mbarrier_is_no_plain_memory() {
+    outputs(misuse_none);
+    for (kernel, mark) in [
+        (misuse_one_more, "[misuse arrive]"),
+        (misuse_plain_read, "[misuse read]"),
+        (misuse_plain_write, "[misuse write]"),
+        (misuse_init_twice, "[misuse init]"),
+    ] {
+        assert_fault(&fault_of(kernel), FaultKind::Mbarrier, FILE, &[mark]);
+    }
+}
+
+#[test]
+fn exit_with_a_bulk_copy_in_flight() {
+    assert_fault(&fault_of(misuse_exit_in_flight), FaultKind::CopyAtExit, FILE, &["[misuse issue]"]);
 }

@@ -134,9 +134,46 @@ __global__ void registers(const __grid_constant__ HopperParams p) {
   p.out[threadIdx.x] = 1;
 }
 
+enum class Misuse { None, OneMore, PlainRead, PlainWrite, InitTwice, ExitInFlight };
+
+// One thread, one mbarrier for two arrivals.
+template <Misuse V>
+__global__ void misuse(const __grid_constant__ HopperParams p) {
+  const uint32_t shared = ptx::shared_address(ptx::dynamic_shared()), barrier = shared + TILE_BYTES;
+  if (threadIdx.x != 0) return;
+  ptx::mbarrier_init(barrier, 2);
+  ptx::fence_mbarrier_init();
+  ptx::mbarrier_arrive_expect_tx(barrier, TILE_BYTES);
+  ptx::mbarrier_arrive(barrier);
+  if (V == Misuse::OneMore) ptx::mbarrier_arrive(barrier);  // [misuse arrive]
+  uint32_t found = 0;
+  if (V == Misuse::PlainRead) found = words(TILE_BYTES)[0];  // [misuse read]
+  if (V == Misuse::PlainWrite) words(TILE_BYTES)[1] = 0;  // [misuse write]
+  if (V == Misuse::InitTwice) ptx::mbarrier_init(barrier, 1);  // [misuse init]
+  ptx::cp_async_bulk_tensor_4d(shared, &p.map, barrier, 0, 0, 0, 0);  // [misuse issue]
+  if (V != Misuse::ExitInFlight) wait_for(barrier, 0);
+  p.out[0] = found;
+}
+
+template <uint32_t FIRST, uint32_t SECOND>
+__global__ void register_counts(const __grid_constant__ HopperParams p) {
+  ptx::setmaxnreg_dec<FIRST>();
+  ptx::setmaxnreg_dec<SECOND>();  // [register_counts]
+  p.out[threadIdx.x] = 1;
+}
+
 }  // namespace
 
 extern "C" {
+void misuse_none(const void* p) { simt::entry<misuse<Misuse::None>>(p); }
+void misuse_one_more(const void* p) { simt::entry<misuse<Misuse::OneMore>>(p); }
+void misuse_plain_read(const void* p) { simt::entry<misuse<Misuse::PlainRead>>(p); }
+void misuse_plain_write(const void* p) { simt::entry<misuse<Misuse::PlainWrite>>(p); }
+void misuse_init_twice(const void* p) { simt::entry<misuse<Misuse::InitTwice>>(p); }
+void misuse_exit_in_flight(const void* p) { simt::entry<misuse<Misuse::ExitInFlight>>(p); }
+void register_counts_falling(const void* p) { simt::entry<register_counts<64, 24>>(p); }
+void register_counts_rising(const void* p) { simt::entry<register_counts<64, 72>>(p); }
+void register_counts_odd(const void* p) { simt::entry<register_counts<64, 28>>(p); }
 void ring_correct(const void* p) { simt::entry<ring<Ring::Correct>>(p); }
 void ring_no_init_barrier(const void* p) { simt::entry<ring<Ring::NoInitBarrier>>(p); }
 void ring_no_init_fence(const void* p) { simt::entry<ring<Ring::NoInitFence>>(p); }
