@@ -6,24 +6,31 @@ use std::path::Path;
 mod build_support;
 
 const EMULATOR: &[&str] = &[
+    "async_proxy",
     "banks",
     "c_abi",
+    "clocks",
     "constants",
     "fiber",
     "global_shadow",
     "hooks",
     "launch",
+    "mbarrier",
     "memory",
     "primitives_async",
     "primitives_matrix",
     "primitives_scalar",
     "primitives_sync",
     "race",
+    "registers",
     "scheduler",
     "sites",
+    "tensor_map",
+    "tma",
+    "wgmma",
 ];
 
-const SELF_TEST: &[&str] = &["matmul", "protocol", "memory", "primitives"];
+const SELF_TEST: &[&str] = &["matmul", "protocol", "memory", "primitives", "hopper", "hopper_matmul"];
 
 fn main() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -133,3 +133,8 @@ PTX_FUNCTION uint32_t atom_add_u32(uint32_t* address, uint32_t value) {
 PTX_FUNCTION void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 }  // namespace ptx
+
+// The set that only sm_90a assembles. A compilation for another architecture has it declared, and must not call it.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#include "asm_sm90a.h"
+#endif

@@ -1,8 +1,9 @@
 // Every machine instruction that a kernel may use, declared once. One primitive = one PTX instruction, named after it.
 //
 // Two sets of bodies: asm.h (nvcc: one `asm volatile` each) and the emulator in simt/ (emulated.h says what it adds to
-// a host compiler). The choice between them is the one `#if` of all kernel code. No CUDA header is needed: halves are
-// uint16_t or packed uint32_t bits, shared memory is addressed by its 32-bit window address.
+// a host compiler). The choice between them is the one `#if` of all kernel code, beside that in asm.h which leaves out
+// what the architecture lacks. No CUDA header is needed: halves are uint16_t or packed uint32_t bits, shared memory is
+// addressed by its 32-bit window address.
 //
 // Words used below
 //   converged   all 32 lanes of the warp execute this very instruction; the emulator reports anything else
@@ -137,6 +138,85 @@ PTX_FUNCTION uint32_t atom_add_u32(uint32_t* address, uint32_t value);
 // fence.acq_rel.gpu (__threadfence): makes what this thread has written or seen visible to whoever synchronises with a
 // later atomic of this thread, and conversely. thread. "Parallel Synchronization: membar / fence".
 PTX_FUNCTION void fence_acq_rel_gpu();
+
+// ---- sm_90a: election, registers ------------------------------------------------------------------------------------
+// From here on what only sm_90a has; asm.h leaves the bodies out elsewhere.
+
+// elect.sync with member mask 0xffffffff: true in one lane of the warp, always the same one. converged, orders no
+// memory. "Parallel Synchronization: elect.sync".
+PTX_FUNCTION bool elect_sync();
+
+// setmaxnreg.{inc,dec}.sync.aligned.u32 R: the registers of each thread from now on, a multiple of 8 from 24 to 256.
+// dec gives the others back to the block's pool, inc waits until the pool holds enough. converged, and executed by all
+// warps of a warpgroup. "Miscellaneous Instructions: setmaxnreg".
+template <uint32_t R>
+PTX_FUNCTION void setmaxnreg_inc();
+template <uint32_t R>
+PTX_FUNCTION void setmaxnreg_dec();
+
+// ---- sm_90a: mbarriers ----------------------------------------------------------------------------------------------
+// An mbarrier is 8 bytes of shared memory, 8-byte aligned. Its phase completes when `count` arrivals and all announced
+// bytes are in; the next one begins at once. "Parallel Synchronization: mbarrier".
+
+// mbarrier.init.shared::cta.b64. thread. The others need a barrier before they use it, and bulk copies a fence as well.
+PTX_FUNCTION void mbarrier_init(uint32_t barrier, uint32_t count);
+
+// fence.mbarrier_init.release.cluster: shows this thread's initialisations to the async proxy. thread.
+PTX_FUNCTION void fence_mbarrier_init();
+
+// mbarrier.arrive.shared::cta.b64: releases what this thread did before to whoever waits for the phase. thread.
+PTX_FUNCTION void mbarrier_arrive(uint32_t barrier);
+
+// mbarrier.arrive.expect_tx.shared::cta.b64: as arrive, and the phase waits for `bytes` more of bulk copies. thread.
+PTX_FUNCTION void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes);
+
+// mbarrier.try_wait.parity.shared::cta.b64: true once the phase of this parity (0 for the first) has completed;
+// acquires what its arrivals released and its bulk copies wrote. False after a while of the hardware's choice: call it
+// in a loop. thread.
+PTX_FUNCTION bool mbarrier_try_wait_parity(uint32_t barrier, uint32_t parity);
+
+// ---- sm_90a: the async proxy ----------------------------------------------------------------------------------------
+
+// fence.proxy.async.shared::cta: plain accesses of shared memory before it are visible to bulk copies and wgmma after
+// it. thread. "Parallel Synchronization: membar / fence".
+PTX_FUNCTION void fence_proxy_async_shared_cta();
+
+// What cuTensorMapEncodeTiled made on the host. A kernel gets it inside of a __grid_constant__ parameter and passes its
+// address on.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
+
+// cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [dst], [map, {c0, c1, c2, c3}],
+// [barrier]: copies the map's box from these coordinates (innermost first) on, zeros outside of the tensor, and counts
+// the whole box's bytes at the mbarrier when they have landed. thread: let one do it. dst is 128-byte aligned, with the
+// 128-byte swizzle 1024. "Data Movement and Conversion Instructions: cp.async.bulk.tensor".
+PTX_FUNCTION void cp_async_bulk_tensor_4d(uint32_t dst, const TensorMap* map, uint32_t barrier, int32_t c0, int32_t c1,
+                                          int32_t c2, int32_t c3);
+
+// ---- sm_90a: matrix product of a warpgroup --------------------------------------------------------------------------
+// Four consecutive warps, from a multiple of four on, execute these together; warp w of them has rows 16w to 16w + 15.
+// converged. "Asynchronous Warpgroup Level Matrix Instructions".
+
+// wgmma.fence.sync.aligned: before the first wgmma, and again after accumulators or A registers were touched.
+PTX_FUNCTION void wgmma_fence();
+
+// wgmma.commit_group.sync.aligned: closes the group of the products issued since the last commit.
+PTX_FUNCTION void wgmma_commit_group();
+
+// wgmma.wait_group.sync.aligned N: waits until at most the N youngest groups are in flight. Until then their
+// accumulators are not to be touched, their A registers and shared operands not to be written.
+template <int N>
+PTX_FUNCTION void wgmma_wait_group();
+
+// wgmma.mma_async.sync.aligned.m64n64k16.f32.{f16,bf16}.{f16,bf16}: d[64,64] = a[64,16] · b[16,64], added to d if
+// `accumulate`. Reads shared memory through the async proxy. A and B by matrix descriptor with the 128-byte swizzle,
+// both K-major; or A in registers, as mma.m16n8k16 has it, and B MN-major. d: eight tiles of mma.m16n8k16's along n,
+// four registers each. "Register Fragments for wgmma.mma_async.m64nNk16", "Matrix Descriptor Format".
+PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
+PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
+PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate);
+PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
 }  // namespace ptx
 

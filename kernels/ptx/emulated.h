@@ -19,6 +19,9 @@ Index block_index();
 Index block_dimensions();
 Index grid_dimensions();
 void cp_async_wait_group(int groups_left);
+void wgmma_wait_group(int groups_left);
+void setmaxnreg_inc(uint32_t count);
+void setmaxnreg_dec(uint32_t count);
 }  // namespace simt
 
 #define threadIdx (::simt::thread_index())
@@ -33,6 +36,21 @@ template <int N>
 __forceinline__ void cp_async_wait_group() {
   static_assert(N >= 0, "cp.async.wait_group takes a count of groups");
   ::simt::cp_async_wait_group(N);
+}
+
+template <int N>
+__forceinline__ void wgmma_wait_group() {
+  static_assert(N >= 0 && N <= 7, "wgmma.wait_group takes a count of groups");
+  ::simt::wgmma_wait_group(N);
+}
+
+template <uint32_t R>
+__forceinline__ void setmaxnreg_inc() {
+  ::simt::setmaxnreg_inc(R);
+}
+template <uint32_t R>
+__forceinline__ void setmaxnreg_dec() {
+  ::simt::setmaxnreg_dec(R);
 }
 
 }  // namespace ptx

@@ -2,6 +2,7 @@
 #include "c_abi.h"
 
 #include "launch.hpp"
+#include "tensor_map.hpp"
 
 #include <cstdlib>
 #include <cstring>
@@ -32,6 +33,20 @@ const SimtSite* simt_result_sites(const SimtResult* result, size_t* count) {
 }
 
 void simt_result_free(SimtResult* result) { delete result; }
+
+const char* simt_encode_tensor_map(void* map, const void* base, const uint64_t dimensions[4], const uint64_t strides[3],
+                                   const uint32_t box[4], uint32_t swizzle_bytes) {
+  simt::TensorLayout layout;
+  uint64_t d[4], s[3];
+  uint32_t b[4];
+  memcpy(d, dimensions, sizeof d);
+  memcpy(s, strides, sizeof s);
+  memcpy(b, box, sizeof b);
+  if (const char* broken = simt::encode(layout, base, d, s, b, swizzle_bytes)) return broken;
+  memset(map, 0, 128);
+  memcpy(map, &layout, sizeof layout);
+  return nullptr;
+}
 
 char* simt_locations(const uint32_t* pcs, size_t count) {
   std::string lines;

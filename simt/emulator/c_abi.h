@@ -24,6 +24,10 @@ typedef enum SimtFaultKind {
   SIMT_MISALIGNED,
   SIMT_FOREIGN_STACK,  /* another thread's local memory */
   SIMT_STACK_OVERFLOW, /* more local memory than a fiber's stack holds */
+  SIMT_PROXY,          /* the async proxy uses what plain stores wrote, without a fence towards it */
+  SIMT_MBARRIER,       /* an mbarrier used as its state does not allow */
+  SIMT_WGMMA,          /* wgmma without its fence, or its operands touched while it is in flight */
+  SIMT_REGISTERS,      /* setmaxnreg with an impossible count */
   SIMT_UNSUPPORTED,    /* legal, but not modelled */
   SIMT_BAD_LAUNCH
 } SimtFaultKind;
@@ -43,6 +47,7 @@ typedef struct SimtLaunch {
   uint32_t shared_bytes;
   uint32_t workers; /* OS threads, each running one block at a time */
   uint64_t seed;
+  uint32_t registers; /* per thread; 0: as many as one block per multiprocessor may have */
   uint8_t checks; /* 0: only execute */
   const SimtBuffer* buffers;
   size_t buffer_count;
@@ -52,7 +57,7 @@ typedef struct SimtLaunch {
 
 typedef struct SimtStats {
   uint64_t collectives, mma, ldmatrix_phases, ldmatrix_conflicts, cp_async_phases, cp_async_conflicts;
-  uint64_t shared_phases, shared_conflicts, barriers, warp_barriers, atomics, switches;
+  uint64_t shared_phases, shared_conflicts, barriers, warp_barriers, atomics, switches, wgmma, bulk_bytes;
 } SimtStats;
 
 typedef struct SimtBufferStats {
@@ -73,6 +78,11 @@ const SimtStats* simt_result_stats(const SimtResult* result);
 const SimtBufferStats* simt_result_buffers(const SimtResult* result, size_t* count);
 const SimtSite* simt_result_sites(const SimtResult* result, size_t* count);
 void simt_result_free(SimtResult* result);
+
+/* Encodes a tensor map for cp.async.bulk.tensor into 128 bytes: four dimensions of 16-bit elements, strides in bytes of
+ * the outer three. Returns the rule that is broken, a literal, or NULL. */
+const char* simt_encode_tensor_map(void* map, const void* base, const uint64_t dimensions[4], const uint64_t strides[3],
+                                   const uint32_t box[4], uint32_t swizzle_bytes);
 
 /* The source lines of sites, one line of text each. Slow the first time. */
 char* simt_locations(const uint32_t* pcs, size_t count);

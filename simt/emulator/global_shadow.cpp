@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <new>
 
+#include "state.hpp"
+
 namespace simt {
 namespace {
 
@@ -60,7 +62,7 @@ bool GlobalShadow::ordered(const Stamp& earlier, const GlobalActor& actor) {
   if (earlier.block == 0) return true;
   if (block_of(earlier.block) == actor.block + 1) {
     const uint32_t thread = uint32_t(earlier.thread >> 32), clock = uint32_t(earlier.thread);
-    if (thread == actor.thread || actor.threads.seen[thread] >= clock) return true;
+    if (sees(actor.thread, thread, clock)) return true;
   }
   auto known = actor.blocks.acquired.find(block_of(earlier.block) - 1);
   return known != actor.blocks.acquired.end() && known->second > epoch_of(earlier.block);
@@ -70,7 +72,7 @@ GlobalConflict GlobalShadow::conflict(const char* what, const Stamp& earlier, co
   const bool same_block = block_of(earlier.block) == actor.block + 1;
   std::string who = text("block #", block_of(earlier.block) - 1);
   if (block_of(earlier.block) == SEVERAL_BLOCKS) who = "several blocks";
-  if (same_block) who = thread_name(uint32_t(earlier.thread >> 32));
+  if (same_block) who = actor_name(uint32_t(earlier.thread >> 32));
   const char* atomic = is_atomic(earlier.block) ? "atomic " : "";
   return {text("the ", atomic, what, " by ", who, " (", at(pc_of_stamp(earlier.block)), ")"), same_block};
 }
@@ -78,7 +80,7 @@ GlobalConflict GlobalShadow::conflict(const char* what, const Stamp& earlier, co
 // Blocks on two OS threads may meet at one cell: each leaves its own stamp before it looks at the other's, so that at
 // least one of them sees both.
 GlobalConflict GlobalShadow::read(size_t offset, size_t bytes, const GlobalActor& actor, Pc pc) {
-  const uint64_t thread = uint64_t(actor.thread) << 32 | actor.threads.now;
+  const uint64_t thread = uint64_t(actor.thread.id) << 32 | actor.thread.warp->clock.now;
   for (size_t c = offset / CELL_BYTES_GLOBAL; c <= (offset + bytes - 1) / CELL_BYTES_GLOBAL; c++) {
     Cell& cell = cells_[c];
     const uint64_t before = cell.read.load().block;
@@ -91,7 +93,7 @@ GlobalConflict GlobalShadow::read(size_t offset, size_t bytes, const GlobalActor
 }
 
 GlobalConflict GlobalShadow::write(size_t offset, size_t bytes, const GlobalActor& actor, Pc pc, bool atomic) {
-  const uint64_t thread = uint64_t(actor.thread) << 32 | actor.threads.now;
+  const uint64_t thread = uint64_t(actor.thread.id) << 32 | actor.thread.warp->clock.now;
   const Stamp mine{stamp(actor.block + 1, actor.blocks.epoch, atomic, pc), thread};
   for (size_t c = offset / CELL_BYTES_GLOBAL; c <= (offset + bytes - 1) / CELL_BYTES_GLOBAL; c++) {
     Cell& cell = cells_[c];

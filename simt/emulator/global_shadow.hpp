@@ -44,9 +44,9 @@ void atomic_message(GlobalSync& thread, GlobalSyncTable& table, const void* word
 
 // Who accesses, and what is ordered before that: of other blocks, of threads of its own.
 struct GlobalActor {
-  uint32_t block, thread;
+  uint32_t block;
+  const Thread& thread;
   const BlockClock& blocks;
-  const WarpClock& threads;
 };
 
 // An earlier access that nothing orders before this one; `against` is empty where all is well.

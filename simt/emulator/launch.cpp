@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t MAX_BLOCKS = 0xfffffe;  // what the shadow of global memory can name
 constexpr uint32_t MAX_THREADS = 1024;
 constexpr uint32_t MAX_SHARED = 227 * 1024;  // the most any modelled architecture has for one block
+constexpr uint32_t REGISTERS = 65536;  // of a multiprocessor
 constexpr size_t SHARED_ALIGNMENT = 1024;
 
 std::string refusal(const SimtLaunch& r) {
@@ -28,7 +29,15 @@ std::string refusal(const SimtLaunch& r) {
     return "the emulator runs at most 2^24 - 2 blocks";
   if (r.shared_bytes > MAX_SHARED)
     return text(r.shared_bytes, " bytes of shared memory: at most ", MAX_SHARED);
+  if (r.registers > 255 || r.registers * threads > REGISTERS)
+    return text(r.registers, " registers for each of ", threads, " threads: at most 255, and 65536 in all");
   return "";
+}
+
+// Without word from the launch: as many as ptxas may take for one block per multiprocessor.
+uint32_t registers_of(const SimtLaunch& r, uint32_t threads) {
+  if (r.registers) return r.registers;
+  return std::min<uint32_t>(REGISTERS / threads / 8 * 8, 248);
 }
 
 uint64_t mix(uint64_t x) {
@@ -84,16 +93,22 @@ class Worker {
     b.global_clock = {};
     b.last_region = 0;
     for (NamedBarrier& barrier : b.barriers) barrier.waiting.clear();
+    b.mbarriers.clear();
+    b.bulk_copies.clear();
+    b.register_queue.clear();
+    b.free_registers = REGISTERS - registers_of(r, uint32_t(threads_)) * uint32_t(threads_);
     if (b.launch->checked()) b.shadow.reset(b.shared_bytes, warps);
     poison(b.shared, b.shared_bytes);
 
+    b.elected_lane = int(b.random() % LANES);
     b.warps.assign(warps, Warp());
     for (int w = 0; w < warps; w++) {
       Warp& warp = b.warps[w];
       warp.id = w;
+      warp.registers = registers_of(r, uint32_t(threads_));
       warp.runnable = warp.live = ALL_LANES;
       warp.first_lane = int(b.random() % LANES);
-      warp.clock.seen.assign(threads_, 0);
+      warp.clock.common.seen.assign(threads_, 0);
     }
     b.threads.resize(threads_);
     for (uint32_t t = 0; t < threads_; t++) {
@@ -104,6 +119,8 @@ class Worker {
       thread.groups.clear();
       thread.uncommitted = 0;
       thread.sync = {};
+      thread.knowledge.clear();
+      thread.guarded.clear();
       thread.warp = &b.warps[t / LANES];
       thread.id = uint16_t(t);
       thread.lane = uint8_t(t % LANES);

@@ -76,7 +76,7 @@ void global_access(const char* p, size_t bytes, Access access, Pc pc) {
          at(pc), ")");
   count(b.buffer_stats[b.last_region], access, bytes);
   if (!region.shadow) return;
-  const GlobalActor actor{uint32_t(b.linear), self->id, b.global_clock, self->warp->clock};
+  const GlobalActor actor{uint32_t(b.linear), *self, b.global_clock};
   const GlobalConflict conflict = writes(access)
                                       ? region.shadow->write(offset, bytes, actor, pc, access == Access::Atomic)
                                       : region.shadow->read(offset, bytes, actor, pc);
@@ -102,7 +102,10 @@ void plain_access(const void* address, size_t bytes, bool write, bool natural, P
   if (!self || !block->launch->checked()) return;
   Block& b = *block;
   const char* p = static_cast<const char*>(address);
-  if (p >= self->stack && p < self->stack + STACK_BYTES) return;  // local memory, by far the most frequent
+  if (p >= self->stack && p < self->stack + STACK_BYTES) {  // local memory, by far the most frequent
+    if (!self->guarded.empty()) check_guarded(self->guarded, p, bytes, write, pc);
+    return;
+  }
 
   if (natural && reinterpret_cast<uintptr_t>(p) % bytes)
     fail(SIMT_MISALIGNED, write ? "write" : "read", " of ", bytes, " bytes at an address not aligned to them (",

@@ -58,6 +58,10 @@ void barrier_sync(uint32_t id, uint32_t threads, Pc pc) {
 
 struct Nothing {};
 
+struct ElectedLane {
+  bool elected;
+};
+
 }  // namespace
 }  // namespace simt
 
@@ -86,6 +90,15 @@ void bar_warp_sync() {
     join(&alone, 1);
     block->stats.warp_barriers++;
   });
+}
+
+bool elect_sync() {
+  ElectedLane mine{false};
+  collective(Op::ElectSync, SIMT_CALLER, mine, [](Warp&, auto& lanes) {
+    // Any lane, but always the same one for the same mask.
+    lanes[block->elected_lane]->elected = true;
+  });
+  return mine.elected;
 }
 
 void red_add_f32(float* address, float value) {

@@ -1,30 +1,25 @@
 // Happens-before in shared memory: who has written and read each two bytes, and what orders it before what comes next.
 //
-// Time is counted per warp: its clock advances at each barrier it passes. A thread's access is stamped with (thread,
-// clock of its warp). A warp knows, for every thread of the block, up to which clock that thread's accesses are ordered
-// before its own; only barriers extend that knowledge. An access is a race when an earlier conflicting one is stamped
-// later than what is known, whatever schedule happened to run: a race is found even where the values came out right.
+// A thread's access is stamped with (thread, clock of its warp); clocks.hpp knows up to which clock another's accesses
+// are ordered before one's own. An access is a race when an earlier conflicting one is stamped later than what is
+// known, whatever schedule happened to run: a race is found even where the values came out right.
+//
+// Bulk copies and wgmma go through the async proxy, for which order is not enough: what plain stores wrote must also
+// have been fenced towards it.
 #pragma once
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "clocks.hpp"
 #include "sites.hpp"
 
 namespace simt {
 
-struct Thread;
-struct Warp;
-
-struct WarpClock {
-  uint32_t now = 1;
-  std::vector<uint32_t> seen;  // per thread of the block
-};
-
 // Two bytes of shared memory are one cell: halves are the smallest elements that kernels exchange.
 constexpr uint32_t CELL_BYTES = 2;
 
-enum class CellState : uint8_t { Uninitialised, Valid, Pending };
+enum class CellState : uint8_t { Uninitialised, Valid, Pending, Mbarrier };
 
 class ShadowMemory {
  public:
@@ -39,9 +34,21 @@ class ShadowMemory {
   void begin_copy(const Thread& issuer, uint32_t offset, uint32_t bytes, Pc pc);
   void land(const Thread& issuer, uint32_t offset, uint32_t bytes);
 
+  // A bulk copy: as above, but through the async proxy, and landing makes it a write of its mbarrier's.
+  void begin_bulk_copy(const Thread& issuer, uint32_t offset, uint32_t bytes, Pc pc);
+  void land_bulk(uint32_t actor, uint32_t time, uint32_t offset, uint32_t bytes);
+  // An operand of wgmma: read by the whole warp through the async proxy at any time between `hold` and `let_go`.
+  void hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc);
+  void let_go(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc);
+  // The eight bytes of an mbarrier: an opaque object from its initialisation on.
+  void init_mbarrier(const Thread& writer, uint32_t offset, Pc pc);
+  void use_mbarrier(const Thread& user, uint32_t offset, Pc pc);
+
  private:
-  void write_as(CellState state, const Thread& writer, uint32_t offset, uint32_t bytes, Pc pc);
+  void write_as(CellState state, const Thread& writer, uint32_t offset, uint32_t bytes, Pc pc, bool in_proxy = false);
   void check_written(const Warp& warp, int lane, uint64_t key, uint32_t cell, Pc pc);
+  [[noreturn]] void report_proxy(const char* access, uint32_t cell, Pc pc, uint32_t writer);
+  void check_holders(uint32_t first, uint32_t last, Pc pc);
   void check_readers(const Thread& writer, uint32_t first, uint32_t last, Pc pc);
   void record_read(const Warp& warp, int lane, uint32_t first, uint32_t last, Pc pc);
   [[noreturn]] void report(const char* access, uint32_t cell, Pc pc, const std::string& against);
@@ -50,15 +57,15 @@ class ShadowMemory {
   std::vector<uint64_t> keys_;     // last write: clock, thread, state
   std::vector<Pc> write_pcs_;      // and where
   std::vector<uint64_t> readers_;  // last read of each warp, [warp][cell]: clock, lane, pc; 0: none since that write
+  // Operands of wgmma in flight, by cell: how many, and who issued the last. Empty in a block that has none.
+  std::vector<uint16_t> holders_;
+  std::vector<Pc> holder_pcs_;
   uint32_t cells_ = 0;
   int warps_ = 0;
 };
 
-// A barrier among these warps: what any of them knew or did before it, all of them know after it.
-void join(Warp* const* warps, size_t count);
-
-// "warp 1 lane 3".
-std::string thread_name(uint32_t thread);
+// "warp 1 lane 3", or "the bulk copy of mbarrier 2".
+std::string actor_name(uint32_t actor);
 
 // Fills with poison, which is a NaN in every float type.
 void poison(char* memory, size_t bytes);

@@ -24,6 +24,16 @@ const char* name_of(Op op) {
     case Op::ShflIdx: return "shfl.idx";
     case Op::BarSync: return "bar.sync";
     case Op::BarWarpSync: return "bar.warp.sync";
+    case Op::ElectSync: return "elect.sync";
+    case Op::SetmaxnregInc: return "setmaxnreg.inc";
+    case Op::SetmaxnregDec: return "setmaxnreg.dec";
+    case Op::WgmmaFence: return "wgmma.fence";
+    case Op::WgmmaCommitGroup: return "wgmma.commit_group";
+    case Op::WgmmaWaitGroup: return "wgmma.wait_group";
+    case Op::WgmmaSharedF16: return "wgmma.m64n64k16.f16 of two shared operands";
+    case Op::WgmmaSharedBf16: return "wgmma.m64n64k16.bf16 of two shared operands";
+    case Op::WgmmaRegistersF16: return "wgmma.m64n64k16.f16 with A in registers";
+    case Op::WgmmaRegistersBf16: return "wgmma.m64n64k16.bf16 with A in registers";
   }
   return "?";
 }
@@ -57,12 +67,14 @@ std::string deadlock_report() {
   int gone = 0;
   for (Warp& warp : block->warps) gone += !warp.live;
   if (gone) report += text("\n    ", gone, " warps have exited");
-  return report;
+  return report + mbarrier_report();
 }
 
 // The next lane to run; null once all have exited.
 Thread* pick() {
   Block& b = *block;
+  while (!b.ready && b.alive && land_bulk_copy()) {
+  }
   if (b.ready) {
     uint32_t warps = b.ready;
     for (int skip = int(b.random() % __builtin_popcount(warps)); skip > 0; skip--) warps &= warps - 1;
@@ -101,6 +113,10 @@ void thread_main() {
     fail(SIMT_COPY_AT_EXIT, "the thread exits while ", t.copies.size(),
          " of its asynchronous copies are in flight, the first issued at (", at(t.copies[0].pc), ")",
          t.uncommitted ? ", never committed" : "");
+  check_exit(warp.wgmma);
+  if (block->alive == 1 && !block->bulk_copies.empty())
+    fail(SIMT_COPY_AT_EXIT, "the block's last thread exits while ", block->bulk_copies.size(),
+         " bulk copies are in flight, the first issued at (", at(block->bulk_copies[0].pc), ")");
   if (warp.arrived)
     fail(SIMT_DIVERGENCE, "the lane exits while ", __builtin_popcount(warp.arrived), " lanes of its warp are at ",
          name_of(warp.op), " (", at(warp.op_pc), ")");
@@ -156,6 +172,11 @@ void block_self(const char* what, Pc pc) {
 void wake(Warp& warp) {
   warp.runnable = warp.live;
   block->ready |= 1u << warp.id;
+}
+
+void wake_lane(Thread& thread) {
+  thread.warp->runnable |= 1u << thread.lane;
+  block->ready |= 1u << thread.warp->id;
 }
 
 void yield_to_any() { switch_to(pick()); }

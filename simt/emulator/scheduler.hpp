@@ -10,6 +10,7 @@ void run_block_threads();
 // Stops the running lane until `wake` is called for it. `what` and `pc` go into the deadlock report.
 void block_self(const char* what, Pc pc);
 void wake(Warp& warp);
+void wake_lane(Thread& thread);  // one lane that waits alone
 
 // May hand over to another warp. Called wherever the hardware could as well.
 void yield_sometimes();

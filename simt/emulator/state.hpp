@@ -3,6 +3,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <random>
 #include <string>
 #include <vector>
@@ -11,8 +12,11 @@
 #include "c_abi.h"
 #include "fiber.hpp"
 #include "global_shadow.hpp"
+#include "mbarrier.hpp"
 #include "race.hpp"
 #include "sites.hpp"
+#include "tma.hpp"
+#include "wgmma.hpp"
 
 namespace simt {
 
@@ -46,13 +50,16 @@ struct Thread {
   std::vector<uint32_t> groups;   // sizes of the committed groups, oldest first
   uint32_t uncommitted = 0;
   GlobalSync sync;
+  Knowledge knowledge;                     // beyond what its warp knows
+  std::vector<GuardedRegisters> guarded;  // of wgmma in flight
 };
 
 // Instructions that a warp executes as one. The rendezvous compares these, never return addresses: compilers duplicate
 // calls.
 enum class Op : uint8_t {
   None, LdmatrixX4, LdmatrixX4Trans, LdmatrixX2, LdmatrixX2Trans, MmaK16F16, MmaK16Bf16, MmaK8F16, MmaK8Bf16,
-  ShflBfly, ShflIdx, BarSync, BarWarpSync,
+  ShflBfly, ShflIdx, BarSync, BarWarpSync, ElectSync, SetmaxnregInc, SetmaxnregDec, WgmmaFence, WgmmaCommitGroup,
+  WgmmaWaitGroup, WgmmaSharedF16, WgmmaSharedBf16, WgmmaRegistersF16, WgmmaRegistersBf16,
 };
 const char* name_of(Op op);
 
@@ -67,6 +74,8 @@ struct Warp {
   void* arguments[LANES];  // what each arrived lane brought
   WarpClock clock;
   BankWindow banks;
+  WgmmaQueue wgmma;
+  uint32_t registers = 0;  // per thread
 };
 
 struct NamedBarrier {
@@ -112,6 +121,11 @@ struct Block {
   char* stacks = nullptr;
   ShadowMemory shadow;
   NamedBarrier barriers[NAMED_BARRIERS];
+  std::deque<Mbarrier> mbarriers;  // never moved: threads wait at them
+  std::vector<BulkCopy> bulk_copies;
+  uint32_t free_registers = 0;
+  std::vector<Thread*> register_queue;  // waiting for some
+  int elected_lane = 0;
   BlockClock global_clock;
   std::vector<SyncSite> sites;
   std::vector<SimtBufferStats> buffer_stats;  // one per region

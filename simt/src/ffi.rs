@@ -20,6 +20,7 @@ pub struct Launch {
     pub shared_bytes: u32,
     pub workers: u32,
     pub seed: u64,
+    pub registers: u32,
     pub checks: u8,
     pub buffers: *const Buffer,
     pub buffer_count: usize,
@@ -47,6 +48,14 @@ unsafe extern "C" {
     pub fn simt_result_buffers(result: *const Outcome, count: *mut usize) -> *const crate::BufferStats;
     pub fn simt_result_sites(result: *const Outcome, count: *mut usize) -> *const Site;
     pub fn simt_result_free(result: *mut Outcome);
+    pub fn simt_encode_tensor_map(
+        map: *mut c_void,
+        base: *const c_void,
+        dimensions: *const [u64; 4],
+        strides: *const [u64; 3],
+        boxed: *const [u32; 4],
+        swizzle_bytes: u32,
+    ) -> *const c_char;
     pub fn simt_locations(pcs: *const u32, count: usize) -> *mut c_char;
     pub fn simt_locations_free(text: *mut c_char);
 }

@@ -49,6 +49,7 @@ pub struct Launch<'a, P> {
     shared_bytes: u32,
     workers: u32,
     seed: u64,
+    registers: u32,
     checks: Checks,
     names: Vec<String>,
     buffers: Vec<RawBuffer>,
@@ -72,6 +73,7 @@ impl<'a, P: NoUninit> Launch<'a, P> {
             shared_bytes: 0,
             workers: 1,
             seed: 0,
+            registers: 0,
             checks: Checks::Full,
             names: Vec::new(),
             buffers: Vec::new(),
@@ -101,6 +103,13 @@ impl<'a, P: NoUninit> Launch<'a, P> {
     /// Decides the order of blocks, warps and lanes.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Registers that the launch allots to each thread, which `setmaxnreg` starts from. Without this, as many as one
+    /// block per multiprocessor may have.
+    pub fn registers(mut self, registers: u32) -> Self {
+        self.registers = registers;
         self
     }
 
@@ -166,6 +175,7 @@ impl<'a, P: NoUninit> Launch<'a, P> {
             shared_bytes: self.shared_bytes,
             workers: self.workers,
             seed: self.seed,
+            registers: self.registers,
             checks: (self.checks == Checks::Full).into(),
             buffers: buffers.as_ptr(),
             buffer_count: buffers.len(),

@@ -12,6 +12,8 @@
 mod ffi;
 mod launch;
 mod report;
+mod tensor_map;
 
 pub use launch::{Checks, Kernel, Launch};
 pub use report::{BufferStats, Fault, FaultKind, Report, Stats, SyncSite, SyncSites};
+pub use tensor_map::{Swizzle, TensorMap};

@@ -35,6 +35,10 @@ pub struct Stats {
     pub atomics: u64,
     /// Switches between fibers.
     pub switches: u64,
+    /// Products of `wgmma` that were executed, of single warps.
+    pub wgmma: u64,
+    /// Bytes that `cp.async.bulk.tensor` wrote to shared memory, zero-filled ones included.
+    pub bulk_bytes: u64,
 }
 
 /// Bytes that a launch moved from and to one buffer.
@@ -43,7 +47,7 @@ pub struct Stats {
 pub struct BufferStats {
     /// By plain loads.
     pub read: u64,
-    /// By `cp.async`, zero-filled bytes not included.
+    /// By `cp.async` and `cp.async.bulk.tensor`, zero-filled bytes not included.
     pub read_async: u64,
     /// By plain stores.
     pub written: u64,
@@ -51,7 +55,7 @@ pub struct BufferStats {
     pub atomic: u64,
 }
 
-/// A place in the kernel's source where it synchronises: a barrier, a wait, a commit, a fence.
+/// A place in the kernel's source where it synchronises: a barrier, an arrival, a wait, a commit, a fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncSite {
     /// The instruction.
@@ -179,6 +183,14 @@ pub enum FaultKind {
     ForeignStack,
     /// More local memory than a thread has.
     StackOverflow,
+    /// A bulk copy or `wgmma` met what plain stores wrote, without a fence towards the async proxy.
+    Proxy,
+    /// An mbarrier used as its state does not allow.
+    Mbarrier,
+    /// `wgmma` without its fence, or its operands touched while it is in flight.
+    Wgmma,
+    /// `setmaxnreg` with an impossible count.
+    Registers,
     /// Legal, but not modelled.
     Unsupported,
     /// A grid, block or amount of shared memory that no GPU accepts.
@@ -204,6 +216,10 @@ impl FaultKind {
             Misaligned,
             ForeignStack,
             StackOverflow,
+            Proxy,
+            Mbarrier,
+            Wgmma,
+            Registers,
             Unsupported,
             BadLaunch,
         ];
