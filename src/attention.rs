@@ -7,7 +7,7 @@ use crate::engine::{self, cpu, host};
 use crate::error::Error;
 #[cfg(feature = "emulated")]
 use crate::plan::{Device, Instance};
-use crate::plan::{Engine, Plan, Refusal, table_reasons};
+use crate::plan::{Engine, Plan, Reason, Refusal, table_reasons};
 use crate::problem::{
     Argument, Attention, Float, Gradient, GradientProblem, Gradients, Invalid, Outputs, Problem, Results, Strides,
     Tensor, TensorDesc, TensorMut, TensorRef, Violation, with_float,
@@ -33,7 +33,8 @@ impl Attention<TensorRef<'_>> {
         let plan = plan(engine, &problem)?;
         match engine {
             Engine::Cpu => cpu::forward(&problem, &plan, &inputs, out, lse),
-            _ => store_forward(&problem, reference::forward(&problem, &inputs), out, lse),
+            Engine::Reference => store_forward(&problem, reference::forward(&problem, &inputs), out, lse),
+            Engine::Emulated | Engine::Cuda => return Err(not_from_host(&plan).into()),
         }
         Ok(plan)
     }
@@ -96,6 +97,9 @@ impl Attention<TensorRef<'_>> {
         let problem = all_rules(Problem::backward(&self.desc(), &dout.desc(), &described), short)?;
         let inputs = host::bind(self, &problem)?;
         let plan = plan(engine, &problem)?;
+        if engine != Engine::Reference {
+            return Err(not_from_host(&plan).into());
+        }
         if let Results::Backward { dout: strides, gradients: wanted } = &problem.results {
             let dout = host::View::new(&dout, *strides);
             let computed = reference::backward(&problem, &inputs, &dout, wanted);
@@ -164,6 +168,11 @@ pub fn plan(engine: Engine, problem: &Problem) -> Result<Plan, Refusal> {
             Err(Refusal { engine, reasons })
         }
     }
+}
+
+/// A row of the table that these calls cannot carry out must never be computed by another engine in its place.
+fn not_from_host(plan: &Plan) -> Refusal {
+    Refusal { engine: plan.engine(), reasons: vec![Reason::NoKernel { direction: plan.direction() }] }
 }
 
 /// Adds slices that are too short to what validation found.

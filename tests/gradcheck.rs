@@ -284,19 +284,19 @@ fn backward(attention: &Attention<Array>, dout: &Array, wanted: &[Gradient]) -> 
         let (shape, data) = input(&mut inputs, gradient).expect("a gradient of floats");
         asked = asked.want(gradient, view(data, &shape).desc());
     }
-    borrow(attention).backward_f64(dout.view(), &asked).expect("the case is legal")
+    attention.map(Array::view).backward_f64(dout.view(), &asked).expect("the case is legal")
 }
 
 /// `dout · out`, element by element.
 fn terms<'a>(attention: &Attention<Array>, dout: &'a Array) -> impl Iterator<Item = f64> + 'a {
-    let out = borrow(attention).forward_f64().expect("the case is legal").out.values;
+    let out = attention.map(Array::view).forward_f64().expect("the case is legal").out.values;
     let Data::F32(dout) = &dout.data else { panic!("dout is f32") };
     out.into_iter().zip(dout).map(|(out, &dout)| out * f64::from(dout))
 }
 
 /// Batch, head and query of every row without a key in any branch.
 fn empty_rows(attention: &Attention<Array>) -> Vec<[usize; 3]> {
-    let lse = borrow(attention).forward_f64().expect("the case is legal").lse;
+    let lse = attention.map(Array::view).forward_f64().expect("the case is legal").lse;
     let rows = lse.values.len() / attention.branches.len();
     let is_empty = |row: &usize| lse.values.iter().skip(*row).step_by(rows).all(|&lse| lse == f64::NEG_INFINITY);
     (0..rows).filter(is_empty).map(|row| [row / SEQ_Q / HEADS, row / SEQ_Q % HEADS, row % SEQ_Q]).collect()
@@ -340,30 +340,6 @@ fn input(attention: &mut Attention<Array>, gradient: Gradient) -> Option<(Vec<us
 fn element(attention: &mut Attention<Array>, gradient: Gradient, at: usize) -> &mut f32 {
     let (_, data) = input(attention, gradient).expect("a gradient of floats");
     &mut data[at]
-}
-
-/// The request over views of the arrays.
-fn borrow(attention: &Attention<Array>) -> Attention<TensorRef<'_>> {
-    let mut borrowed = Attention::new(attention.q.view());
-    borrowed.softmax_scale = attention.softmax_scale;
-    borrowed.softcap = attention.softcap;
-    for branch in &attention.branches {
-        let segments = branch.segments.iter().map(|segment| Segment {
-            k: segment.k.view(),
-            v: segment.v.view(),
-            bias: segment.bias.as_ref().map(Array::view),
-            key_len: segment.key_len.as_ref().map(Array::view),
-            causal: segment.causal,
-            window: segment.window,
-        });
-        let gate = match &branch.gate {
-            Gate::Scalar(gate) => Gate::Scalar(*gate),
-            Gate::Tensor(gate) => Gate::Tensor(gate.view()),
-        };
-        let region = branch.region.as_ref().map(Array::view);
-        borrowed = borrowed.branch(Branch { segments: segments.collect(), gate, region });
-    }
-    borrowed
 }
 
 /// A tensor and its elements.
