@@ -3,14 +3,16 @@
 #[cfg(feature = "emulated")]
 use crate::engine::emulated::{self, Settings};
 use crate::engine::reference::{self, Dense};
-use crate::engine::{self, cpu, host};
+#[cfg(feature = "cuda")]
+use crate::engine::cuda;
+use crate::engine::{cpu, host, plan};
 use crate::error::Error;
 #[cfg(feature = "emulated")]
 use crate::plan::{Device, Instance};
-use crate::plan::{Engine, Plan, Reason, Refusal, table_reasons};
+use crate::plan::{Engine, Plan, Reason, Refusal};
 use crate::problem::{
     Argument, Attention, Float, Gradient, GradientProblem, Gradients, Invalid, Outputs, Problem, Results, Strides,
-    Tensor, TensorDesc, TensorMut, TensorRef, Violation, with_float,
+    Tensor, TensorDesc, TensorMut, TensorRef, with_float,
 };
 use std::collections::HashMap;
 
@@ -18,11 +20,13 @@ impl Attention<TensorRef<'_>> {
     /// Computes `out`, and `lse` if asked for, from tensors in host memory.
     ///
     /// Nothing of size `seq_q × seq_kv` is allocated: the scratch is [`Plan::workspace_bytes`] and, on the cpu engine, the
-    /// packing buffers of the matrix product, some 100 KB a thread. The answer is the plan that was carried out.
+    /// packing buffers of the matrix product, some 100 KB a thread. On [`Engine::Cuda`] every tensor is copied to the first
+    /// GPU and the results back, which takes longer than most calls; what is there already, launch from there
+    /// ([`CudaTensor`](crate::cuda::CudaTensor)). The answer is the plan that was carried out.
     ///
     /// # Errors
     /// [`Error::Invalid`] with every rule the request breaks, [`Error::Refused`] with every reason the engine has not to
-    /// run it. Nothing is written then.
+    /// run it, [`Error::Driver`] with the call of the CUDA driver that failed. Nothing is written then.
     pub fn forward<'o>(&self, engine: Engine, outputs: impl Into<Outputs<TensorMut<'o>>>) -> Result<Plan, Error> {
         #[cfg(feature = "emulated")]
         if engine == Engine::Emulated {
@@ -34,7 +38,11 @@ impl Attention<TensorRef<'_>> {
         match engine {
             Engine::Cpu => cpu::forward(&problem, &plan, &inputs, out, lse),
             Engine::Reference => store_forward(&problem, reference::forward(&problem, &inputs), out, lse),
-            Engine::Emulated | Engine::Cuda => return Err(not_from_host(&plan).into()),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda => return cuda::forward(self, out, lse),
+            #[cfg(not(feature = "cuda"))]
+            Engine::Cuda => return Err(not_from_host(&plan).into()),
+            Engine::Emulated => return Err(not_from_host(&plan).into()),
         }
         Ok(plan)
     }
@@ -72,7 +80,7 @@ impl Attention<TensorRef<'_>> {
         let mut short = host::short_slices(self);
         short.extend(host::short_output(Argument::Out, out));
         short.extend(lse.and_then(|lse| host::short_output(Argument::Lse, lse)));
-        let problem = all_rules(Problem::forward(&self.desc(), &described), short)?;
+        let problem = Invalid::merge(Problem::forward(&self.desc(), &described), short)?;
         let inputs = host::bind(self, &problem)?;
         Ok((problem, inputs))
     }
@@ -94,7 +102,7 @@ impl Attention<TensorRef<'_>> {
             described = described.want(*gradient, tensor.desc());
             short.extend(host::short_output(gradient.argument(|b| self.first_segment(b)), tensor));
         }
-        let problem = all_rules(Problem::backward(&self.desc(), &dout.desc(), &described), short)?;
+        let problem = Invalid::merge(Problem::backward(&self.desc(), &dout.desc(), &described), short)?;
         let inputs = host::bind(self, &problem)?;
         let plan = plan(engine, &problem)?;
         if engine != Engine::Reference {
@@ -116,7 +124,7 @@ impl Attention<TensorRef<'_>> {
     /// As [`forward`](Self::forward).
     pub fn forward_f64(&self) -> Result<reference::Forward, Error> {
         let out = Outputs::new(self.out_desc());
-        let problem = all_rules(Problem::forward(&self.desc(), &out), host::short_slices(self))?;
+        let problem = Invalid::merge(Problem::forward(&self.desc(), &out), host::short_slices(self))?;
         Ok(reference::forward(&problem, &host::bind(self, &problem)?))
     }
 
@@ -134,7 +142,7 @@ impl Attention<TensorRef<'_>> {
     ) -> Result<HashMap<Gradient, Dense>, Error> {
         let mut short = host::short_slices(self);
         short.extend(host::short_slice(Argument::Dout, dout.needed_len(), dout.len()));
-        let problem = all_rules(Problem::backward(&self.desc(), &dout.desc(), wanted), short)?;
+        let problem = Invalid::merge(Problem::backward(&self.desc(), &dout.desc(), wanted), short)?;
         let inputs = host::bind(self, &problem)?;
         let no_gradients: &[GradientProblem] = &[];
         let (strides, wanted) = match &problem.results {
@@ -155,37 +163,9 @@ impl Attention<TensorRef<'_>> {
     }
 }
 
-/// Which kernel `engine` would run here, or every reason why it would not.
-///
-/// # Errors
-/// [`Refusal`] with the reasons of this machine and those of the instance table.
-pub fn plan(engine: Engine, problem: &Problem) -> Result<Plan, Refusal> {
-    match engine::device(engine) {
-        Ok(device) => Plan::new(problem, &device),
-        Err(reason) => {
-            let mut reasons = vec![reason];
-            reasons.extend(table_reasons(engine, problem));
-            Err(Refusal { engine, reasons })
-        }
-    }
-}
-
 /// A row of the table that these calls cannot carry out must never be computed by another engine in its place.
 fn not_from_host(plan: &Plan) -> Refusal {
     Refusal { engine: plan.engine(), reasons: vec![Reason::NoKernel { direction: plan.direction() }] }
-}
-
-/// Adds slices that are too short to what validation found.
-fn all_rules(checked: Result<Problem, Invalid>, short: Vec<Violation>) -> Result<Problem, Invalid> {
-    let (problem, mut violations) = match checked {
-        Ok(problem) => (Some(problem), Vec::new()),
-        Err(invalid) => (None, invalid.violations),
-    };
-    violations.extend(short);
-    match problem {
-        Some(problem) if violations.is_empty() => Ok(problem),
-        _ => Err(Invalid { violations }),
-    }
 }
 
 fn store_forward(problem: &Problem, computed: reference::Forward, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {

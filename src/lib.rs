@@ -88,14 +88,15 @@ mod error;
 mod plan;
 mod problem;
 
-pub use attention::plan;
 #[cfg(feature = "emulated")]
 pub use engine::emulated;
-pub use engine::{cuda, device, reference};
+#[cfg(feature = "cuda")]
+pub use engine::cuda;
+pub use engine::{Choice, device, plan, reference};
 pub use error::Error;
 pub use plan::{
-    CudaDevice, Device, DeviceCode, Engine, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, Plan, Reason, Refusal,
-    support_table,
+    CudaDevice, CudaError, Device, DeviceCode, Engine, Form, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, Plan,
+    Reason, Refusal, Target, Toolkit, support_table,
 };
 pub use problem::{
     Argument, Attention, AttentionDesc, Branch, Causal, DType, DTypes, Direction, Element, Extent, Float, Gate,

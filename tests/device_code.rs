@@ -1,91 +1,107 @@
-//! Every row of device code through nvcc and ptxas: no warning, no spill, no stack, nothing serialised, PTX that the
-//! oldest driver promised can load. docs/kernels.md shows what each row takes.
+//! Every row of device code as the build compiled it: no warning, no spill, no stack, nothing serialised, PTX that the
+//! oldest driver promised can load, no more bytes than promised. docs/kernels.md shows what each row takes.
+#![cfg(feature = "cuda")]
 
-use fused_attention::{DeviceCode, INSTANCES};
-use rayon::prelude::*;
-use std::collections::HashSet;
+use fused_attention::{Form, INSTANCES, Instance, Target, cuda};
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-/// What src/plan/params.rs takes from the table.
-mod instances {
-    pub use fused_attention::{MAX_BRANCHES, MAX_SEGMENTS};
-}
-#[path = "../src/plan/params.rs"]
-#[allow(dead_code, reason = "the assertions alone are wanted")]
-mod params;
 
 /// Of CUDA 13.0, which drivers of the 580 series are.
 const NEWEST_PTX: (u32, u32) = (9, 0);
 
-/// That a thread has.
+/// Of one thread, and of one multiprocessor.
 const MOST_REGISTERS: u32 = 255;
+const REGISTERS: u32 = 65536;
 
-/// A row that nvcc compiled.
+/// Of all rows for one target, as they are embedded.
+const MOST_EMBEDDED: u64 = 8 << 20;
+
+/// A row that nvcc compiled to machine code.
 struct Compiled {
     symbol: String,
+    target: String,
     shared_bytes: [u32; 2],
+    /// That the table leaves a thread.
+    most_registers: u32,
     registers: u32,
     stack_bytes: u32,
     spill_bytes: u32,
     machine_code_bytes: u64,
-    took: Duration,
     faults: Vec<String>,
+}
+
+/// What the build wrote beside the image of a row for a target.
+struct Files {
+    symbol: String,
+    target: Target,
+    stem: PathBuf,
+}
+
+impl Files {
+    /// Of every row for every target, and how long compiling them took.
+    fn all() -> (String, Vec<Files>) {
+        let list = fs::read_to_string(concat!(env!("OUT_DIR"), "/images.list")).expect("the build wrote the list");
+        let mut lines = list.lines();
+        let took = lines.next().unwrap_or_default().to_string();
+        let file = |line: &str| {
+            let mut words = line.splitn(3, ' ');
+            let mut word = || words.next().expect("symbol, target, path").to_string();
+            let (symbol, target, stem) = (word(), word(), word());
+            Files { symbol, target: Target::parse(&target).expect("a target"), stem: stem.into() }
+        };
+        (took, lines.map(file).collect())
+    }
+
+    fn path(&self, ending: &str) -> PathBuf {
+        let mut path = self.stem.clone().into_os_string();
+        path.push(format!(".{ending}"));
+        path.into()
+    }
+
+    fn text(&self, ending: &str) -> String {
+        let path = self.path(ending);
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
 }
 
 #[test]
 fn every_row_compiles_clean() {
-    let Some(nvcc) = find_nvcc() else {
-        assert!(!set("FUSED_ATTENTION_REQUIRE_NVCC"), "no nvcc was found; run scripts/get-nvcc");
-        return left_out("device code through nvcc: none was found; run scripts/get-nvcc");
+    let Some(toolkit) = cuda::toolkit() else {
+        assert!(!set("FUSED_ATTENTION_REQUIRE_KERNELS"), "built without nvcc; run scripts/get-nvcc");
+        return left_out("device code as nvcc compiles it: the build found none; run scripts/get-nvcc");
     };
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device_code");
-    fs::create_dir_all(&folder).expect("cargo's folder takes another");
-    fs::write(folder.join("params_layout.h"), params::assertions()).expect("the folder takes a file");
-
-    // Engines share device code: one row of each symbol.
-    let mut known = HashSet::new();
-    let rows: Vec<_> = INSTANCES
-        .iter()
-        .filter_map(|row| Some((row.symbol(), row.device.as_ref()?, row.translation_unit()?)))
-        .filter(|(symbol, ..)| known.insert(symbol.clone()))
-        .collect();
+    let (took, files) = Files::all();
+    let rows: Vec<&Instance> = INSTANCES.iter().filter(|row| row.device.is_some()).collect();
     assert!(!rows.is_empty(), "the table has no device code");
-    let start = Instant::now();
-    let compiled: Vec<Compiled> =
-        rows.par_iter().map(|(symbol, device, source)| compile(&nvcc, &folder, symbol, device, source)).collect();
-    let took = start.elapsed();
-
-    for row in &compiled {
-        println!(
-            "{:>5.1} s  {:>3} registers  {:>6} bytes  {}",
-            row.took.as_secs_f64(),
-            row.registers,
-            row.machine_code_bytes,
-            row.symbol
-        );
+    let mut compiled = Vec::new();
+    for target in toolkit.targets {
+        let of_target = || files.iter().filter(|file| file.target == *target);
+        let taken = rows.iter().filter(|row| {
+            row.device.as_ref().is_some_and(|code| code.compute_capability <= target.capability)
+        });
+        let mut symbols: Vec<String> = taken.map(|row| row.symbol()).collect();
+        let mut there: Vec<String> = of_target().map(|file| file.symbol.clone()).collect();
+        symbols.sort();
+        there.sort();
+        assert_eq!(there, symbols, "{target}");
+        let embedded: u64 = of_target().map(|file| fs::metadata(file.path("z")).expect("the image").len()).sum();
+        println!("{target}: {} rows, {embedded} bytes embedded", there.len());
+        assert!(embedded <= MOST_EMBEDDED, "{target} takes {embedded} bytes");
+        if target.form != Form::Ptx {
+            let in_order = rows.iter().flat_map(|row| of_target().filter(|file| file.symbol == row.symbol()));
+            compiled.extend(in_order.map(|file| Compiled::new(file, &rows)));
+        }
     }
-    let threads = rayon::current_num_threads();
-    println!("{} rows in {:.1} s, {threads} at once, with {}", rows.len(), took.as_secs_f64(), nvcc.display());
+    for row in &compiled {
+        println!("{:>3} registers  {:>6} bytes  {} {}", row.registers, row.machine_code_bytes, row.symbol, row.target);
+    }
+    println!("compiled by nvcc {}.{} in {took}", toolkit.version.0, toolkit.version.1);
     let faults: Vec<&str> = compiled.iter().flat_map(|row| &row.faults).map(String::as_str).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    check_page(&nvcc, &compiled);
-}
-
-/// As build.rs finds it: NVCC, then the toolkit variables, then PATH, then the usual places, then `.cuda/` here.
-fn find_nvcc() -> Option<PathBuf> {
-    let toolkits = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"].into_iter().filter_map(env::var_os);
-    let toolkits = toolkits.map(|home| PathBuf::from(home).join("bin"));
-    let path = env::var_os("PATH").map(|path| env::split_paths(&path).collect::<Vec<_>>()).unwrap_or_default();
-    let usual = ["/usr/local/cuda/bin", "/opt/cuda/bin"].map(PathBuf::from);
-    let folders = toolkits.chain(path).chain(usual).chain([root().join(".cuda/bin")]);
-    let found = folders.map(|folder| folder.join(format!("nvcc{}", env::consts::EXE_SUFFIX)));
-    env::var_os("NVCC").map(PathBuf::from).into_iter().chain(found).find(|nvcc| nvcc.is_file())
+    check_page(toolkit.version, toolkit.targets, &compiled);
 }
 
 fn root() -> &'static Path {
@@ -101,56 +117,26 @@ fn left_out(what: &str) {
     let _ = writeln!(std::io::stderr(), "LEFT OUT: {what}");
 }
 
-/// `80`, `90a`: what a row is compiled for. From 9.0 on, kernels use what one architecture alone has.
-fn architecture(device: &DeviceCode) -> String {
-    let (major, minor) = device.compute_capability;
-    format!("{major}{minor}{}", if major >= 9 { "a" } else { "" })
-}
-
-fn compile(nvcc: &Path, folder: &Path, symbol: &str, device: &DeviceCode, source: &str) -> Compiled {
-    // A folder of its own, empty at first, for all that --keep leaves there: the PTX on the way to machine code.
-    let folder = folder.join(symbol);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).expect("the folder takes another");
-    let (unit, cubin) = (folder.join(format!("{symbol}.cu")), folder.join(format!("{symbol}.cubin")));
-    fs::write(&unit, source).expect("the folder takes a file");
-    let architecture = architecture(device);
-    let start = Instant::now();
-    let output = Command::new(nvcc)
-        .args(["-std=c++17", "-cubin", "-lineinfo", "-Xptxas", "-v", "--keep", "--keep-dir"])
-        .arg(&folder)
-        .arg(format!("-gencode=arch=compute_{architecture},code=sm_{architecture}"))
-        .arg("-I")
-        .arg(root().join("kernels"))
-        .arg("-I")
-        .arg(folder.parent().expect("a folder in a folder"))
-        .arg("-o")
-        .args([&cubin, &unit])
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
-    let took = start.elapsed();
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-
-    let mut row = Compiled {
-        symbol: symbol.to_string(),
-        shared_bytes: device.shared_bytes,
-        registers: 0,
-        stack_bytes: 0,
-        spill_bytes: 0,
-        machine_code_bytes: 0,
-        took,
-        faults: Vec::new(),
-    };
-    if !output.status.success() {
-        row.faults.push(format!("{symbol}: nvcc failed\n{said}"));
-        return row;
-    }
-    let ptx = fs::read_to_string(cubin.with_extension("ptx")).unwrap_or_default();
-    row.inspect(&said, &ptx, &fs::read(&cubin).unwrap_or_default());
-    row
-}
-
 impl Compiled {
+    fn new(file: &Files, rows: &[&Instance]) -> Self {
+        let row = rows.iter().find(|row| row.symbol() == file.symbol).expect("a row of the table");
+        let code = row.device.as_ref().expect("a row of device code");
+        let mut compiled = Compiled {
+            symbol: file.symbol.clone(),
+            target: file.target.to_string(),
+            shared_bytes: code.shared_bytes,
+            most_registers: MOST_REGISTERS.min(REGISTERS / (code.threads * code.resident_blocks)),
+            registers: 0,
+            stack_bytes: 0,
+            spill_bytes: 0,
+            machine_code_bytes: 0,
+            faults: Vec::new(),
+        };
+        let cubin = fs::read(file.path("cubin")).expect("the build kept the machine code");
+        compiled.inspect(&file.text("log"), &file.text("ptx"), &cubin);
+        compiled
+    }
+
     /// Reads the figures, and collects all that should not be.
     fn inspect(&mut self, said: &str, ptx: &str, cubin: &[u8]) {
         let mut faults = Vec::new();
@@ -171,7 +157,7 @@ impl Compiled {
             }
             figure
         };
-        self.registers = figure(" registers", MOST_REGISTERS);
+        self.registers = figure(" registers", self.most_registers);
         self.stack_bytes = figure(" bytes stack frame", 0);
         self.spill_bytes = figure(" bytes spill stores", 0) + figure(" bytes spill loads", 0);
         // Shared memory is dynamic; ptxas names the static one only where there is some.
@@ -225,26 +211,26 @@ fn machine_code_bytes(cubin: &[u8]) -> Option<u64> {
 }
 
 /// Compares the figures with docs/kernels.md, or writes them there.
-fn check_page(nvcc: &Path, compiled: &[Compiled]) {
+fn check_page(version: (u32, u32), targets: &[Target], compiled: &[Compiled]) {
     const START: &str = "<!-- kernels: scripts/update-docs -->\n";
     const END: &str = "<!-- end of kernels -->";
     let script = fs::read_to_string(root().join("scripts/get-nvcc")).expect("the script is there");
     let pinned = script.lines().find_map(|line| line.strip_prefix("VERSION=")).expect("it pins a version");
-    let version = Command::new(nvcc).arg("--version").output().expect("nvcc ran before").stdout;
-    if !String::from_utf8_lossy(&version).contains(&format!("V{pinned}\n")) {
-        assert!(!set("UPDATE_DOCS"), "docs/kernels.md is nvcc {pinned}'s: set NVCC=.cuda/bin/nvcc");
-        return left_out(&format!("docs/kernels.md against {}: it is nvcc {pinned}'s", nvcc.display()));
+    let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
+    if !pinned.starts_with(&format!("{}.{}.", version.0, version.1)) || targets != ["sm_80", "compute_80", "sm_90a"] {
+        assert!(!set("UPDATE_DOCS"), "docs/kernels.md is nvcc {pinned}'s for the default targets: set NVCC=.cuda/bin/nvcc");
+        return left_out(&format!("docs/kernels.md: it is of nvcc {pinned} and the default targets"));
     }
 
     let mut table = String::from(
-        "| kernel | registers | shared bytes, one branch / several | stack bytes | spilled bytes | machine code bytes |\n\
-         |---|---|---|---|---|---|\n",
+        "| kernel | target | registers | shared bytes, one branch / several | stack bytes | spilled bytes | machine code bytes |\n\
+         |---|---|---|---|---|---|---|\n",
     );
     for row in compiled {
-        let Compiled { symbol, registers, shared_bytes: [one, several], stack_bytes, spill_bytes, .. } = row;
+        let Compiled { symbol, target, registers, shared_bytes: [one, several], stack_bytes, spill_bytes, .. } = row;
         let _ = writeln!(
             table,
-            "| `{symbol}` | {registers} | {one} / {several} | {stack_bytes} | {spill_bytes} | {} |",
+            "| `{symbol}` | {target} | {registers} | {one} / {several} | {stack_bytes} | {spill_bytes} | {} |",
             row.machine_code_bytes
         );
     }
@@ -270,22 +256,23 @@ fn figures_are_read_right() {
         ptxas info    : Used 255 registers, used 1 barriers, 4096 bytes smem, 400 bytes cmem[0]\n";
     let mut row = Compiled {
         symbol: "f".to_string(),
+        target: "sm_80".to_string(),
         shared_bytes: [0; 2],
+        most_registers: 170,
         registers: 0,
         stack_bytes: 0,
         spill_bytes: 0,
         machine_code_bytes: 0,
-        took: Duration::ZERO,
         faults: Vec::new(),
     };
     row.inspect(SAID, ".version 9.1\n.target sm_80\n", b"no cubin");
     assert_eq!((row.registers, row.stack_bytes, row.spill_bytes), (255, 16, 20));
     for fault in
-        ["C7510", "ptxas warning", "16 bytes stack", "8 bytes spill stores", "12 bytes spill", "4096", "(9, 1)"]
+        ["C7510", "ptxas warning", "255 registers", "16 bytes stack", "8 bytes spill stores", "12 bytes spill", "4096", "(9, 1)"]
     {
         assert!(row.faults.iter().any(|told| told.contains(fault)), "{fault} is not in {:?}", row.faults);
     }
-    assert_eq!(row.faults.len(), 8, "{:?}", row.faults);
+    assert_eq!(row.faults.len(), 9, "{:?}", row.faults);
     assert_eq!(ptx_version(".version 8.7\n"), Some((8, 7)));
     assert_eq!((ptx_version(""), before(SAID, " parsecs")), (None, None));
 }

@@ -14,7 +14,7 @@ fn engines() -> Vec<Engine> {
             device(engine).is_ok()
                 && fused_attention::INSTANCES
                     .iter()
-                    .any(|row| row.engine == engine && row.direction == Direction::Forward)
+                    .any(|row| row.runs_on(engine) && row.direction == Direction::Forward)
         });
     for engine in missing {
         let why = match device(engine) {

@@ -3,7 +3,7 @@
 use crate::failure::one_line;
 use crate::machine::Arch;
 use clap::{Args, ValueEnum};
-use fused_attention::{Device, Engine, INSTANCES, Instance, Reason, cuda, device, support_table};
+use fused_attention::{CudaDevice, Device, Engine, INSTANCES, Instance, Reason, Target, cuda, device, support_table};
 use std::fmt::Write;
 
 #[derive(Args)]
@@ -22,21 +22,22 @@ pub(crate) fn info(arguments: &Arguments) -> String {
     if let Ok(Device::Cpu { threads }) = device(Engine::Cpu) {
         let _ = writeln!(text, "threads {threads}");
     }
-    text += "\ndevices\n";
-    match cuda::devices() {
-        Ok(devices) if devices.is_empty() => text += "  none: the NVIDIA driver reports no GPU\n",
-        Ok(devices) => {
-            for gpu in devices {
-                let (major, minor) = gpu.compute_capability;
-                let _ = writeln!(
-                    text,
-                    "  {}: {}, sm_{major}{minor}, {} multiprocessors, {} bytes of shared memory per block",
-                    gpu.ordinal, gpu.name, gpu.multiprocessors, gpu.shared_memory_per_block
-                );
-            }
+    text += "\nCUDA\n";
+    let _ = match cuda::toolkit() {
+        Some(toolkit) => {
+            let targets = distinct(toolkit.targets.iter().map(|target| target.to_string()));
+            writeln!(text, "  kernels    compiled with {} for {targets}", version(toolkit.version))
         }
+        None => writeln!(text, "  kernels    none: {}", one_line(&Reason::NoCompiler.to_string())),
+    };
+    let _ = match cuda::driver_version() {
+        Ok(driver) => writeln!(text, "  driver     {}", version(driver)),
+        Err(reason) => writeln!(text, "  driver     none: {}", one_line(&reason.to_string())),
+    };
+    match cuda::devices() {
+        Ok(devices) => text += &devices.iter().map(gpu).collect::<String>(),
         Err(reason) => {
-            let _ = writeln!(text, "  none: {}", one_line(&reason.to_string()));
+            let _ = writeln!(text, "  GPU        none: {}", one_line(&reason.to_string()));
         }
     }
     text += "\nengines\n";
@@ -47,13 +48,33 @@ pub(crate) fn info(arguments: &Arguments) -> String {
         };
         let _ = writeln!(text, "  {:<9}  {state}", engine.name());
     }
+    let choice = Engine::auto();
+    let _ = writeln!(text, "  {:<9}  {}", "auto", choice.engine.name());
     text += "\nkernels\n";
     text + &kernels()
 }
 
+fn version((major, minor): (u32, u32)) -> String {
+    format!("CUDA {major}.{minor}")
+}
+
+/// A line for a GPU: what it is, and which form of the kernels it takes.
+fn gpu(gpu: &CudaDevice) -> String {
+    let targets = cuda::toolkit().map_or(&[][..], |toolkit| toolkit.targets);
+    let takes = match Target::best(targets, gpu.compute_capability) {
+        Some(target) => format!("takes the kernels as {target}"),
+        None => "takes none of the kernels".to_string(),
+    };
+    let (major, minor) = gpu.compute_capability;
+    format!(
+        "  GPU {:<5}  {}, sm_{major}{minor}, {} multiprocessors, {} bytes of shared memory a block; {takes}\n",
+        gpu.ordinal, gpu.name, gpu.multiprocessors, gpu.shared_memory_per_block
+    )
+}
+
 /// A line per kernel, all its rows of the table together.
 fn kernels() -> String {
-    let key = |row: &Instance| (row.kernel, row.engine, row.direction);
+    let key = |row: &Instance| (row.kernel, row.engines, row.direction);
     let width = INSTANCES.iter().map(|row| row.kernel.len()).max().unwrap_or(0);
     let mut text = String::new();
     for (n, first) in INSTANCES.iter().enumerate() {
@@ -73,13 +94,11 @@ fn kernels() -> String {
             widths => format!("; tile widths {widths}"),
         };
         let deterministic = if rows.iter().all(|row| row.deterministic) { "; deterministic" } else { "" };
-        let absent = matches!(device(first.engine), Err(Reason::NotBuilt(_)));
-        let absent = if absent { "; not part of this build" } else { "" };
+        let engines = first.engines.iter().map(|engine| engine.name()).collect::<Vec<_>>().join(", ");
         let _ = writeln!(
             text,
-            "  {:width$}  {:<9}  {:<8}  {dtypes}; head dim {head_dim}{tiles}{deterministic}{absent}",
+            "  {:width$}  {engines:<14}  {:<8}  {dtypes}; head dim {head_dim}{tiles}{deterministic}",
             first.kernel,
-            first.engine.name(),
             first.direction.name(),
         );
     }

@@ -93,8 +93,7 @@ pub(crate) fn forward(
     let (Some(device), Some(kernel)) = (&instance.device, kernels::kernel(&instance.symbol())) else {
         return Err(refuse(vec![Reason::NotBuilt("the kernel is not part of this build")]));
     };
-    let rows = attention.tensors().into_iter();
-    let rows = rows.filter(|(argument, _)| matches!(argument, Argument::Q | Argument::K(_) | Argument::V(_)));
+    let rows = attention.tensors().filter(|(argument, _)| matches!(argument, Argument::Q | Argument::K(_) | Argument::V(_)));
     let mut misaligned: Vec<Reason> = rows
         .filter(|(_, tensor)| !aligned(tensor.offset, *tensor))
         .map(|(argument, _)| Reason::Alignment { argument })
@@ -113,8 +112,9 @@ pub(crate) fn forward(
     let mut out_memory = Memory::copy_of(out.bytes, out.offset * out.desc().dtype().size());
     let mut lse_memory = lse.as_ref().map(|lse| Memory::copy_of(lse.bytes, lse.offset * size_of::<f32>()));
     let lse_address = lse_memory.as_ref().map_or(0, Memory::address);
+    let outputs = [out_memory.address(), lse_address];
     let Launch { blocks, threads, shared_bytes, params } =
-        launch::forward(problem, plan, device, &inputs.map(Memory::address), out_memory.address(), lse_address);
+        launch::forward(problem, plan, device, &inputs, |_, memory| memory.address(), outputs);
     if blocks == 0 {
         return Ok(None);
     }

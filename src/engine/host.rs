@@ -105,7 +105,7 @@ impl SegmentInputs<'_> {
 
 /// Tensors whose slices do not hold every element that their description reaches.
 pub(crate) fn short_slices(attention: &Attention<TensorRef<'_>>) -> Vec<Violation> {
-    let tensors = attention.tensors().into_iter();
+    let tensors = attention.tensors();
     tensors.filter_map(|(argument, tensor)| short_slice(argument, tensor.needed_len(), tensor.len())).collect()
 }
 

@@ -39,8 +39,8 @@ impl Engine {
 pub struct Instance {
     /// Name of the algorithm; for device code also of its file in kernels/.
     pub kernel: &'static str,
-    /// Engine that runs it.
-    pub engine: Engine,
+    /// Engines that run it.
+    pub engines: &'static [Engine],
     /// Forward or backward.
     pub direction: Direction,
     /// Types of q, k, v and out.
@@ -66,6 +66,8 @@ pub struct DeviceCode {
     pub compute_capability: (u32, u32),
     /// Threads of a block.
     pub threads: u32,
+    /// Blocks that have room on a multiprocessor at once, as far as registers go: a thread has its share and no more.
+    pub resident_blocks: u32,
     /// Bytes of dynamic shared memory with one branch, and with several.
     pub shared_bytes: [u32; 2],
     /// And for every 16 keys, if all keys stay in shared memory; a branch then has at most `block_kv` of them, padded.
@@ -96,6 +98,7 @@ const fn streaming_sm80(dtypes: &'static [DType], width: usize, block_kv: usize)
         device: Some(DeviceCode {
             compute_capability: (8, 0),
             threads: 128,
+            resident_blocks: resident_blocks(width),
             shared_bytes: [(stages + q) as u32, several as u32],
             shared_bytes_per_key_tile: 0,
             template: ["StreamingConfig", "forward_streaming"],
@@ -114,6 +117,7 @@ const fn short_sm80(dtypes: &'static [DType], width: usize, row_keys: usize) -> 
         device: Some(DeviceCode {
             compute_capability: (8, 0),
             threads: 128,
+            resident_blocks: resident_blocks(width),
             shared_bytes: [ring as u32; 2],
             shared_bytes_per_key_tile: key_tile as u32,
             template: ["ShortConfig", "forward_short"],
@@ -122,11 +126,16 @@ const fn short_sm80(dtypes: &'static [DType], width: usize, row_keys: usize) -> 
     }
 }
 
+/// Narrow tiles leave registers for a third block; without the bound ptxas takes a few more, or spills to reach it.
+const fn resident_blocks(width: usize) -> u32 {
+    if width <= 64 { 3 } else { 2 }
+}
+
 /// What both have in common.
 const fn sm80(dtypes: &'static [DType], width: usize) -> Instance {
     Instance {
         kernel: "",
-        engine: Engine::Emulated,
+        engines: &[Engine::Cuda, Engine::Emulated],
         direction: Direction::Forward,
         dtypes,
         head_dim_step: 8,
@@ -172,7 +181,7 @@ pub const INSTANCES: &[Instance] = &[
     streaming_sm80(BF16, 256, 16),
     Instance {
         kernel: "cpu_forward_streaming",
-        engine: Engine::Cpu,
+        engines: &[Engine::Cpu],
         direction: Direction::Forward,
         dtypes: FLOATS,
         head_dim_step: 1,
@@ -185,7 +194,7 @@ pub const INSTANCES: &[Instance] = &[
     },
     Instance {
         kernel: "reference_forward",
-        engine: Engine::Reference,
+        engines: &[Engine::Reference],
         direction: Direction::Forward,
         dtypes: FLOATS,
         head_dim_step: 1,
@@ -197,7 +206,7 @@ pub const INSTANCES: &[Instance] = &[
     },
     Instance {
         kernel: "reference_backward",
-        engine: Engine::Reference,
+        engines: &[Engine::Reference],
         direction: Direction::Backward,
         dtypes: FLOATS,
         head_dim_step: 1,
@@ -210,6 +219,11 @@ pub const INSTANCES: &[Instance] = &[
 ];
 
 impl Instance {
+    /// Whether `engine` runs it.
+    pub fn runs_on(&self, engine: Engine) -> bool {
+        self.engines.contains(&engine)
+    }
+
     /// Name of the row, unique in the table; of device code also the name of its entry point.
     pub fn symbol(&self) -> String {
         match self.device {
@@ -224,6 +238,7 @@ impl Instance {
         let Instance { kernel, block_q, block_kv, max_head_dim: width, .. } = self;
         let element = if matches!(self.dtypes[0], DType::F16) { "HalfElement" } else { "Bfloat16Element" };
         let (symbol, threads, [config, function]) = (self.symbol(), device.threads, device.template);
+        let blocks = device.resident_blocks;
         let ([one, several], per_tile) = (device.shared_bytes, device.shared_bytes_per_key_tile);
         Some(format!(
             "#include \"{kernel}.cuh\"\n\
@@ -233,7 +248,7 @@ impl Instance {
              static_assert(Config::shared_bytes(1, 0) == {one}, \"src/plan/instances.rs\");\n\
              static_assert(Config::shared_bytes(2, 0) == {several}, \"src/plan/instances.rs\");\n\
              static_assert(Config::shared_bytes(1, 1) == {one} + {per_tile}, \"src/plan/instances.rs\");\n\
-             extern \"C\" __global__ void __launch_bounds__({threads}) {symbol}(const __grid_constant__ ForwardParams p) {{\n  \
+             extern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {symbol}(const __grid_constant__ ForwardParams p) {{\n  \
              {function}<Config>(p);\n\
              }}\n"
         ))
@@ -268,7 +283,7 @@ pub fn support_table() -> String {
         let _ = writeln!(
             table,
             "| `{kernel}` | {} | {} | {} | {head_dim} | {} | {} |",
-            rows[0].engine.name(),
+            rows[0].engines.iter().map(|engine| engine.name()).collect::<Vec<_>>().join(", "),
             rows[0].direction.name(),
             dtypes.join(", "),
             if widths.is_empty() { "–".to_string() } else { widths.join(", ") },

@@ -4,7 +4,7 @@ use super::Plan;
 use super::instances::DeviceCode;
 use super::params::{BranchParams, ForwardParams, SegmentParams};
 use super::shared_bytes;
-use crate::problem::{Attention, Causal, DType, Gate, Problem, Results, Strides};
+use crate::problem::{Argument, Attention, Causal, DType, Gate, Problem, Results, Strides};
 
 /// What is launched: as many blocks, threads and bytes of shared memory as the kernel's row and the problem ask for.
 pub(crate) struct Launch {
@@ -14,21 +14,22 @@ pub(crate) struct Launch {
     pub(crate) params: ForwardParams,
 }
 
-/// Fills the parameter block. Addresses are those of the elements at index zero; `lse` is 0 where it is not wanted.
-pub(crate) fn forward(
+/// Fills the parameter block. Addresses are those of the elements at index zero, told by `address` for each tensor once;
+/// that of `lse` is 0 where it is not wanted.
+pub(crate) fn forward<'t, T>(
     problem: &Problem,
     plan: &Plan,
     device: &DeviceCode,
-    tensors: &Attention<u64>,
-    out: u64,
-    lse: u64,
+    tensors: &'t Attention<T>,
+    mut address: impl FnMut(Argument, &'t T) -> u64,
+    [out, lse]: [u64; 2],
 ) -> Launch {
     let (out_strides, lse_strides) = match problem.results {
         Results::Forward { out, lse } => (out, lse.unwrap_or_default()),
         Results::Backward { dout, .. } => (dout, [0; 4]),
     };
     let mut params = ForwardParams {
-        q: tensors.q,
+        q: address(Argument::Q, &tensors.q),
         out,
         lse,
         q_stride: rows(problem.q),
@@ -48,15 +49,15 @@ pub(crate) fn forward(
         segment: Default::default(),
     };
     for ((to, branch), tensors) in params.branch.iter_mut().zip(&problem.branches).zip(&tensors.branches) {
-        let (gate, gate_value) = match tensors.gate {
-            Gate::Scalar(value) => (0, value),
-            Gate::Tensor(address) => (address, 0.0),
+        let first = branch.first_segment;
+        let (gate, gate_value) = match &tensors.gate {
+            Gate::Scalar(value) => (0, *value),
+            Gate::Tensor(gate) => (address(Argument::Gate(first), gate), 0.0),
         };
         let gate_stride = if let Gate::Tensor(strides) = branch.gate { wide(strides) } else { [0; 2] };
-        let first = branch.first_segment;
         *to = BranchParams {
             gate,
-            region: tensors.region.unwrap_or(0),
+            region: tensors.region.as_ref().map_or(0, |region| address(Argument::Region(first), region)),
             gate_stride,
             region_stride: wide(branch.region.unwrap_or_default()),
             gate_value,
@@ -65,11 +66,12 @@ pub(crate) fn forward(
             reserved: 0,
         };
         for (i, (segment, tensors)) in branch.segments.iter().zip(&tensors.segments).enumerate() {
-            params.segment[first + i] = SegmentParams {
-                k: tensors.k,
-                v: tensors.v,
-                bias: tensors.bias.unwrap_or(0),
-                key_len: tensors.key_len.unwrap_or(0),
+            let n = first + i;
+            params.segment[n] = SegmentParams {
+                k: address(Argument::K(n), &tensors.k),
+                v: address(Argument::V(n), &tensors.v),
+                bias: tensors.bias.as_ref().map_or(0, |bias| address(Argument::Bias(n), bias)),
+                key_len: tensors.key_len.as_ref().map_or(0, |key_len| address(Argument::KeyLen(n), key_len)),
                 k_stride: rows(segment.k),
                 v_stride: rows(segment.v),
                 bias_stride: wide(segment.bias.map_or([0; 4], |(_, strides)| strides)),

@@ -1,15 +1,18 @@
 //! Which kernel computes a problem, or every reason why none does. Needs no GPU and no data.
 
 mod instances;
-#[cfg(feature = "emulated")]
+#[cfg(any(feature = "cuda", feature = "emulated"))]
 pub(crate) mod launch;
-#[cfg(feature = "emulated")]
+#[cfg(any(feature = "cuda", feature = "emulated"))]
 #[expect(dead_code, reason = "the build script reads the offsets")]
 pub(crate) mod params;
 mod refusal;
+#[allow(dead_code, reason = "the build script reads names and the PTX architecture")]
+mod target;
 
 pub use instances::{DeviceCode, Engine, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, support_table};
-pub use refusal::{Reason, Refusal};
+pub use refusal::{CudaError, Reason, Refusal};
+pub use target::{Form, Target, Toolkit};
 
 use crate::problem::{DType, Direction, Problem, elements};
 use std::fmt;
@@ -64,6 +67,7 @@ impl Device {
 /// How a problem will be computed.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    engine: Engine,
     instance: &'static Instance,
     /// Blocks that share the queries of one head; 0 on a host engine.
     head_blocks: usize,
@@ -86,14 +90,15 @@ impl Plan {
         admitted: impl Fn(&Instance) -> bool,
     ) -> Result<Plan, Refusal> {
         let engine = device.engine();
-        let rows = INSTANCES.iter().filter(|row| row.engine == engine && row.direction == problem.direction());
+        let rows = INSTANCES.iter().filter(|row| row.runs_on(engine) && row.direction == problem.direction());
         let rows = rows.filter(|row| admitted(row));
         let mut nearest: Option<Vec<Reason>> = None;
         for instance in rows {
-            let mut reasons = reasons_against(instance, problem);
+            let mut reasons = reasons_against(instance, engine, problem);
             reasons.extend(device_reasons(instance, problem, device));
             if reasons.is_empty() {
                 return Ok(Plan {
+                    engine,
                     instance,
                     head_blocks: head_blocks(instance, problem, device),
                     workspace_bytes: workspace_bytes(instance, problem, device),
@@ -108,7 +113,7 @@ impl Plan {
 
     /// Engine that runs it.
     pub fn engine(&self) -> Engine {
-        self.instance.engine
+        self.engine
     }
 
     /// Name of the kernel, a row of the table.
@@ -122,7 +127,7 @@ impl Plan {
     }
 
     /// Blocks of the grid of device code.
-    #[cfg(feature = "emulated")]
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
     pub(crate) fn blocks(&self, problem: &Problem) -> usize {
         elements(&[self.head_blocks, problem.heads, problem.batch])
     }
@@ -133,7 +138,7 @@ impl Plan {
     }
 
     /// The row of the table.
-    #[cfg(feature = "emulated")]
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
     pub(crate) fn instance(&self) -> &'static Instance {
         self.instance
     }
@@ -173,10 +178,10 @@ impl fmt::Display for Plan {
 }
 
 /// What an instance has against a problem, whatever the device.
-fn reasons_against(instance: &Instance, problem: &Problem) -> Vec<Reason> {
+fn reasons_against(instance: &Instance, engine: Engine, problem: &Problem) -> Vec<Reason> {
     let mut reasons = Vec::new();
     // All rows of an engine speak with one voice: that a narrow row is passed over is no reason.
-    let voice = |row: &&Instance| row.engine == instance.engine && row.direction == instance.direction;
+    let voice = |row: &&Instance| row.runs_on(engine) && row.direction == instance.direction;
     let rows = || INSTANCES.iter().filter(voice);
     if !instance.dtypes.contains(&problem.dtype) {
         let mut supported: Vec<DType> = rows().flat_map(|row| row.dtypes).copied().collect();
@@ -200,8 +205,8 @@ fn reasons_against(instance: &Instance, problem: &Problem) -> Vec<Reason> {
                 reasons.push(Reason::RowKeys { got: keys, limit: instance.block_kv });
             }
         }
-        let rows = problem.misaligned_rows(instance.head_dim_step);
-        reasons.extend(rows.into_iter().map(|argument| Reason::Alignment { argument }));
+        let misaligned = problem.misaligned_rows(instance.head_dim_step);
+        reasons.extend(misaligned.map(|argument| Reason::Alignment { argument }));
         let segments = problem.branches.iter().map(|branch| branch.segments.len()).sum();
         let lists = [("branches", problem.branches.len(), MAX_BRANCHES), ("segments", segments, MAX_SEGMENTS)];
         for (list, got, limit) in lists.into_iter().filter(|&(_, got, limit)| got > limit) {
@@ -230,6 +235,8 @@ fn device_reasons(instance: &Instance, problem: &Problem, device: &Device) -> Ve
     if let Some(code) = &instance.device {
         if have < code.compute_capability {
             reasons.push(Reason::ComputeCapability { have, need: code.compute_capability });
+        } else if let Device::Cuda(_) = device {
+            reasons.extend(image_reason(code, have));
         }
         let need = shared_bytes(code, problem);
         if need > shared {
@@ -238,6 +245,22 @@ fn device_reasons(instance: &Instance, problem: &Problem, device: &Device) -> Ve
     }
     reasons
 }
+
+/// Whether this build holds the kernel in a form that the GPU loads.
+fn image_reason(code: &DeviceCode, have: (u32, u32)) -> Option<Reason> {
+    let Some(toolkit) = &TOOLKIT else { return Some(Reason::NoCompiler) };
+    let compiled = toolkit.targets.iter().filter(|target| code.compute_capability <= target.capability);
+    match Target::best(compiled, have) {
+        Some(_) => None,
+        None => Some(Reason::Architecture { have, compiled: toolkit.targets }),
+    }
+}
+
+/// What this build's kernels were compiled with; nothing where no CUDA compiler was found.
+#[cfg(feature = "cuda")]
+pub(crate) const TOOLKIT: Option<Toolkit> = include!(concat!(env!("OUT_DIR"), "/toolkit.rs"));
+#[cfg(not(feature = "cuda"))]
+pub(crate) const TOOLKIT: Option<Toolkit> = None;
 
 /// Shared memory that a block of the emulated GPU may have (CUDA Programming Guide, compute capabilities).
 fn emulated_shared_memory(compute_capability: (u32, u32)) -> u32 {
@@ -297,12 +320,12 @@ fn workspace_bytes(instance: &Instance, problem: &Problem, device: &Device) -> u
 /// What the table alone says against an engine, whether or not its machine is there.
 pub(crate) fn table_reasons(engine: Engine, problem: &Problem) -> Vec<Reason> {
     let direction = problem.direction();
-    let rows = INSTANCES.iter().filter(|row| row.engine == engine && row.direction == direction);
+    let rows = INSTANCES.iter().filter(|row| row.runs_on(engine) && row.direction == direction);
     let mut reasons = rows
-        .map(|row| reasons_against(row, problem))
+        .map(|row| reasons_against(row, engine, problem))
         .min_by_key(Vec::len)
         .unwrap_or_else(|| vec![Reason::NoKernel { direction }]);
-    if engine == Engine::Cuda && cfg!(not(nvcc)) {
+    if engine == Engine::Cuda && TOOLKIT.is_none() {
         reasons.push(Reason::NoCompiler);
     }
     reasons

@@ -1,6 +1,7 @@
 //! Why an engine does not run a legal problem: every reason, with its remedy.
 
 use super::instances::Engine;
+use super::target::Target;
 use crate::problem::{Argument, DType, Direction, list};
 use std::fmt;
 
@@ -99,6 +100,16 @@ pub enum Reason {
         /// What the kernel needs.
         need: (u32, u32),
     },
+    /// A GPU for which nothing was compiled.
+    #[error(
+        "its kernels were compiled for {}, and none of that loads on the GPU, sm_{}{}; set FUSED_ATTENTION_ARCHS=sm_{}{} \
+         and build again", targets(.compiled), .have.0, .have.1, .have.0, .have.1)]
+    Architecture {
+        /// What the GPU is.
+        have: (u32, u32),
+        /// What this build holds.
+        compiled: &'static [Target],
+    },
     /// A GPU whose blocks have too little shared memory.
     #[error("its kernel needs {need} bytes of shared memory a block; the GPU has {have}")]
     SharedMemory {
@@ -117,16 +128,46 @@ pub enum Reason {
         searched: String,
     },
     /// The driver answered with an error.
-    #[error("the NVIDIA driver failed at {call} with code {code}")]
+    #[error("the NVIDIA driver answered {call} with {error}; see nvidia-smi and the kernel's log")]
     Driver {
         /// What was asked of it.
         call: &'static str,
-        /// Its CUresult.
-        code: u32,
+        /// What it answered.
+        error: CudaError,
+    },
+    /// A driver older than what the kernels need.
+    #[error(
+        "the NVIDIA driver is of CUDA {}.{}; this build's kernels need {}.{} or later: update the driver, or build with \
+         an older toolkit of 12.1 or later", .have.0, .have.1, .need.0, .need.1)]
+    OldDriver {
+        /// The driver's version of CUDA.
+        have: (u32, u32),
+        /// The oldest that will do.
+        need: (u32, u32),
+    },
+    /// A driver library that lacks a call.
+    #[error("the NVIDIA driver library has no {call}; update the driver")]
+    MissingCall {
+        /// The call.
+        call: &'static str,
     },
     /// The driver knows no GPU.
     #[error("the NVIDIA driver is there but reports no GPU; check CUDA_VISIBLE_DEVICES and nvidia-smi")]
     NoDevice,
+}
+
+/// What the CUDA driver answered: its CUresult, by number and name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name} ({code})")]
+pub struct CudaError {
+    /// The number.
+    pub code: u32,
+    /// Its name, such as `CUDA_ERROR_OUT_OF_MEMORY`.
+    pub name: String,
+}
+
+fn targets(targets: &[Target]) -> String {
+    targets.iter().map(Target::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn join(dtypes: &[DType]) -> String {

@@ -7,6 +7,7 @@
 
 use super::argument::Argument;
 use super::tensor::{Tensor, TensorDesc};
+use std::convert::Infallible;
 
 /// Attention of one set of queries over a list of branches; see the [crate documentation](crate) for the formula.
 #[derive(Clone, Debug)]
@@ -177,50 +178,59 @@ impl<T> Attention<T> {
     }
 
     /// Every tensor of the request with its name.
-    pub fn tensors(&self) -> Vec<(Argument, &T)> {
-        let mut named = vec![(Argument::Q, &self.q)];
-        let mut number = 0;
-        for branch in &self.branches {
-            if let Gate::Tensor(gate) = &branch.gate {
-                named.push((Argument::Gate(number), gate));
-            }
-            named.extend(branch.region.iter().map(|region| (Argument::Region(number), region)));
-            for segment in &branch.segments {
-                named.extend([(Argument::K(number), &segment.k), (Argument::V(number), &segment.v)]);
-                named.extend(segment.bias.iter().map(|bias| (Argument::Bias(number), bias)));
-                named.extend(segment.key_len.iter().map(|len| (Argument::KeyLen(number), len)));
-                number += 1;
-            }
-        }
-        named
+    pub fn tensors(&self) -> impl Iterator<Item = (Argument, &T)> {
+        let mut end = 0;
+        let branches = self.branches.iter().flat_map(move |branch| {
+            let first = end;
+            end += branch.segments.len();
+            let gate = match &branch.gate {
+                Gate::Tensor(gate) => Some((Argument::Gate(first), gate)),
+                Gate::Scalar(_) => None,
+            };
+            let region = branch.region.iter().map(move |region| (Argument::Region(first), region));
+            let segments = branch.segments.iter().enumerate();
+            gate.into_iter().chain(region).chain(segments.flat_map(move |(i, segment)| segment.tensors(first + i)))
+        });
+        std::iter::once((Argument::Q, &self.q)).chain(branches)
     }
 }
 
 impl<T> Attention<T> {
     /// The same request with something else standing for each tensor: owned arrays become views, views descriptions.
     pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Attention<U> {
+        let Ok(mapped) = self.try_map(|tensor| Ok::<U, Infallible>(f(tensor)));
+        mapped
+    }
+
+    /// As [`map`](Self::map), up to the first error.
+    ///
+    /// # Errors
+    /// The one of `f`.
+    pub fn try_map<'a, U, E>(&'a self, mut f: impl FnMut(&'a T) -> Result<U, E>) -> Result<Attention<U>, E> {
         let f = &mut f;
         let mut branches = Vec::with_capacity(self.branches.len());
-        let q = f(&self.q);
+        let q = f(&self.q)?;
         for branch in &self.branches {
             let gate = match &branch.gate {
                 Gate::Scalar(value) => Gate::Scalar(*value),
-                Gate::Tensor(tensor) => Gate::Tensor(f(tensor)),
+                Gate::Tensor(tensor) => Gate::Tensor(f(tensor)?),
             };
-            let region = branch.region.as_ref().map(&mut *f);
-            let segments = (branch.segments.iter())
-                .map(|segment| Segment {
-                    k: f(&segment.k),
-                    v: f(&segment.v),
-                    bias: segment.bias.as_ref().map(&mut *f),
-                    key_len: segment.key_len.as_ref().map(&mut *f),
+            let region = branch.region.as_ref().map(&mut *f).transpose()?;
+            let mut segments = Vec::with_capacity(branch.segments.len());
+            for segment in &branch.segments {
+                segments.push(Segment {
+                    k: f(&segment.k)?,
+                    v: f(&segment.v)?,
+                    bias: segment.bias.as_ref().map(&mut *f).transpose()?,
+                    key_len: segment.key_len.as_ref().map(&mut *f).transpose()?,
                     causal: segment.causal,
                     window: segment.window,
-                })
-                .collect();
+                });
+            }
             branches.push(Branch { segments, gate, region });
         }
-        Attention { q, branches, softmax_scale: self.softmax_scale, softcap: self.softcap, accumulate: self.accumulate }
+        let Attention { softmax_scale, softcap, accumulate, .. } = *self;
+        Ok(Attention { q, branches, softmax_scale, softcap, accumulate })
     }
 }
 
@@ -269,6 +279,13 @@ impl<T> From<Segment<T>> for Branch<T> {
 }
 
 impl<T> Segment<T> {
+    /// Its tensors with their names.
+    fn tensors(&self, number: usize) -> impl Iterator<Item = (Argument, &T)> {
+        let rows = [(Argument::K(number), &self.k), (Argument::V(number), &self.v)].into_iter();
+        let bias = self.bias.iter().map(move |bias| (Argument::Bias(number), bias));
+        rows.chain(bias).chain(self.key_len.iter().map(move |len| (Argument::KeyLen(number), len)))
+    }
+
     /// Keys and values that every query may attend to.
     pub fn new(k: T, v: T) -> Self {
         Segment { k, v, bias: None, key_len: None, causal: Causal::None, window: Window::default() }

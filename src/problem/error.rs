@@ -102,6 +102,34 @@ pub enum Rule {
         /// Elements there.
         len: usize,
     },
+    /// A buffer at address zero.
+    #[error("has elements, but its buffer is at address 0; pass a buffer")]
+    Null,
+    /// An address that no element of the type can have.
+    #[error("starts at address {address:#x}, no multiple of the {} bytes of {dtype}; correct the offset", .dtype.size())]
+    Address {
+        /// Address of the element at index zero.
+        address: u64,
+        /// Its type.
+        dtype: DType,
+    },
+    /// An output that may share memory with another tensor.
+    #[error("may share memory with {with}; give it memory of its own")]
+    Aliased {
+        /// The other tensor.
+        with: Argument,
+    },
+    /// Memory that the stream's context cannot reach.
+    #[error(
+        "is on GPU {got} and the stream on GPU {stream}{}; copy it there, or use a stream of its own context",
+        if .got == .stream { ", in another context" } else { "" }
+    )]
+    Device {
+        /// Ordinal of the tensor's device.
+        got: usize,
+        /// Ordinal of the stream's device.
+        stream: usize,
+    },
     /// A number that is NaN or infinite.
     #[error("is {got}; it must be finite")]
     NotFinite {
@@ -186,6 +214,20 @@ impl fmt::Display for Extent {
 pub struct Invalid {
     /// At least one violation.
     pub violations: Vec<Violation>,
+}
+
+impl Invalid {
+    /// Adds what a caller found besides.
+    pub(crate) fn merge<T>(checked: Result<T, Invalid>, more: Vec<Violation>) -> Result<T, Invalid> {
+        match checked {
+            Ok(checked) if more.is_empty() => Ok(checked),
+            Ok(_) => Err(Invalid { violations: more }),
+            Err(Invalid { mut violations }) => {
+                violations.extend(more);
+                Err(Invalid { violations })
+            }
+        }
+    }
 }
 
 impl fmt::Display for Invalid {

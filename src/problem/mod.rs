@@ -21,6 +21,8 @@ pub use error::{DTypes, Extent, Invalid, Rule, Violation};
 pub use tensor::{MAX_RANK, Tensor, TensorDesc, TensorMut, TensorRef};
 pub use validate::MAX_EXTENT;
 
+use smallvec::SmallVec;
+
 /// How many elements extents make. Partial products may overflow where one extent is 0.
 pub(crate) fn elements(extents: &[usize]) -> usize {
     if extents.contains(&0) { 0 } else { extents.iter().product() }
@@ -43,16 +45,19 @@ pub struct Problem {
     pub(crate) accumulate: bool,
     /// `[batch, seq_q, heads, head_dim]`
     pub(crate) q: Strides<4>,
-    pub(crate) branches: Vec<BranchProblem>,
+    pub(crate) branches: List<BranchProblem>,
     pub(crate) results: Results,
 }
+
+/// Up to four branches stand in the problem itself: a call with text and three adapters allocates nothing.
+pub(crate) type List<T> = SmallVec<[T; 4]>;
 
 /// Strides in elements, zero along broadcast dimensions.
 pub(crate) type Strides<const N: usize> = [isize; N];
 
 #[derive(Clone, Debug)]
 pub(crate) struct BranchProblem {
-    pub(crate) segments: Vec<SegmentProblem>,
+    pub(crate) segments: SmallVec<[SegmentProblem; 1]>,
     /// Index of the first segment, counted across branches.
     pub(crate) first_segment: usize,
     /// Scalar, or strides `[batch, heads]`.
@@ -106,7 +111,10 @@ impl Problem {
     ///
     /// # Errors
     /// [`Invalid`] with every rule that is broken.
-    pub fn forward(attention: &AttentionDesc, outputs: &Outputs<TensorDesc>) -> Result<Problem, Invalid> {
+    pub fn forward<T: Tensor, O: Tensor>(
+        attention: &Attention<T>,
+        outputs: &Outputs<O>,
+    ) -> Result<Problem, Invalid> {
         validate::forward(attention, outputs)
     }
 
@@ -114,10 +122,10 @@ impl Problem {
     ///
     /// # Errors
     /// [`Invalid`] with every rule that is broken.
-    pub fn backward(
-        attention: &AttentionDesc,
-        dout: &TensorDesc,
-        gradients: &Gradients<TensorDesc>,
+    pub fn backward<T: Tensor, O: Tensor, G: Tensor>(
+        attention: &Attention<T>,
+        dout: &O,
+        gradients: &Gradients<G>,
     ) -> Result<Problem, Invalid> {
         validate::backward(attention, dout, gradients)
     }
@@ -166,17 +174,17 @@ impl Problem {
     }
 
     /// Tensors of rows with a row that does not start at a multiple of `step` elements from the first.
-    pub(crate) fn misaligned_rows(&self, step: usize) -> Vec<Argument> {
+    pub(crate) fn misaligned_rows(&self, step: usize) -> impl Iterator<Item = Argument> {
         let segments = self.branches.iter().flat_map(|branch| &branch.segments).enumerate();
-        let mut rows = vec![(Argument::Q, self.q)];
-        rows.extend(segments.flat_map(|(i, segment)| [(Argument::K(i), segment.k), (Argument::V(i), segment.v)]));
-        match self.results {
-            Results::Forward { out, .. } => rows.push((Argument::Out, out)),
-            Results::Backward { dout, .. } => rows.push((Argument::Dout, dout)),
-        }
+        let keys = segments.flat_map(|(i, segment)| [(Argument::K(i), segment.k), (Argument::V(i), segment.v)]);
+        let results = match self.results {
+            Results::Forward { out, .. } => (Argument::Out, out),
+            Results::Backward { dout, .. } => (Argument::Dout, dout),
+        };
         let aligned =
-            |strides: &Strides<4>| strides[..3].iter().all(|stride| stride.unsigned_abs().is_multiple_of(step));
-        rows.into_iter().filter(|(_, strides)| !aligned(strides)).map(|(argument, _)| argument).collect()
+            move |strides: &Strides<4>| strides[..3].iter().all(|stride| stride.unsigned_abs().is_multiple_of(step));
+        let rows = [(Argument::Q, self.q)].into_iter().chain(keys).chain([results]);
+        rows.filter(move |(_, strides)| !aligned(strides)).map(|(argument, _)| argument)
     }
 
     /// Elements of everything that is written.

@@ -108,18 +108,30 @@ impl TensorDesc {
         (high.checked_sub(low)? < limit).then_some((low as isize, high as isize))
     }
 
+    /// How many elements a buffer must hold for every index to lie in it, index zero being its element `offset`, or
+    /// `None` if one lies before its start or past any address.
+    pub(crate) fn needed_len(&self, offset: usize) -> Option<usize> {
+        if self.is_empty() {
+            return Some(0);
+        }
+        let (low, high) = self.span()?;
+        offset.checked_add_signed(low)?;
+        offset.checked_add_signed(high)?.checked_add(1)
+    }
+
     /// Whether every element has an address of its own.
     ///
     /// Sufficient rule: with the dimensions sorted by stride, each stride is at least the reach of those below it plus
     /// one. Interleavings that are disjoint for number-theoretic reasons only are not recognised.
     pub(crate) fn is_injective(&self) -> bool {
-        let mut dims: Vec<(u128, u128)> = (self.shape().iter().zip(self.strides()))
-            .filter(|&(&extent, _)| extent > 1)
-            .map(|(&extent, &stride)| (stride.unsigned_abs() as u128, extent as u128))
-            .collect();
+        let mut dims = [(0u128, 1u128); MAX_RANK];
+        let spread = self.shape().iter().zip(self.strides()).filter(|&(&extent, _)| extent > 1);
+        for (dim, (&extent, &stride)) in dims.iter_mut().zip(spread) {
+            *dim = (stride.unsigned_abs() as u128, extent as u128);
+        }
         dims.sort_unstable();
         let mut reach = 0u128;
-        dims.iter().all(|&(stride, extent)| {
+        dims.iter().filter(|&&(_, extent)| extent > 1).all(|&(stride, extent)| {
             let disjoint = stride > reach;
             reach = reach.saturating_add(stride.saturating_mul(extent - 1));
             disjoint
@@ -198,15 +210,9 @@ macro_rules! host_view {
                 Some(Self { bytes: $cast(data), offset, desc })
             }
 
-            /// How many elements the slice must hold for every index to lie in it, or `None` if one lies before its
-            /// start or past any address.
+            /// How many elements the slice must hold.
             pub(crate) fn needed_len(&self) -> Option<usize> {
-                if self.desc.is_empty() {
-                    return Some(0);
-                }
-                let (low, high) = self.desc.span()?;
-                self.offset.checked_add_signed(low)?;
-                self.offset.checked_add_signed(high)?.checked_add(1)
+                self.desc.needed_len(self.offset)
             }
 
             /// Elements in the slice.

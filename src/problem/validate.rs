@@ -2,11 +2,11 @@
 //! unless it makes them meaningless.
 
 use super::argument::Argument;
-use super::descriptor::{AttentionDesc, Branch, Gate, Gradient, Gradients, Outputs, Segment};
+use super::descriptor::{Attention, Branch, Gate, Gradient, Gradients, Outputs, Segment};
 use super::dtype::DType::{self, BF16, Bool, F16, F32, U32};
 use super::error::{DTypes, Extent, Invalid, Rule, Violation};
 use super::tensor::{Tensor, TensorDesc};
-use super::{BranchProblem, GradientProblem, Problem, Results, SegmentProblem, Strides};
+use super::{BranchProblem, GradientProblem, List, Problem, Results, SegmentProblem, Strides};
 
 /// The largest extent of any dimension: positions and their differences are counted in 32-bit signed integers.
 pub const MAX_EXTENT: usize = i32::MAX as usize;
@@ -23,14 +23,19 @@ const REGION_SHAPE: &str = "[1 or batch, seq_q] or [1 or batch, 1 or heads, seq_
 const FLOATS: DTypes = DTypes(&[F16, BF16, F32]);
 const BIASES: DTypes = DTypes(&[F32, F16, BF16, Bool]);
 
-pub(super) fn forward(attention: &AttentionDesc, outputs: &Outputs<TensorDesc>) -> Result<Problem, Invalid> {
+pub(super) fn forward<T: Tensor, O: Tensor>(
+    attention: &Attention<T>,
+    outputs: &Outputs<O>,
+) -> Result<Problem, Invalid> {
     let mut check = Checker::default();
-    let sizes = check.queries(attention, &outputs.out)?;
+    let out = outputs.out.desc();
+    let sizes = check.queries(attention, &out)?;
     let branches = check.branches(attention, &sizes);
 
-    let out = check.rows(Argument::Out, &outputs.out, OUT_SHAPE, &sizes.out_dims(), attention.q.dtype());
-    check.writable(Argument::Out, &outputs.out);
+    let strides = check.rows(Argument::Out, &out, OUT_SHAPE, &sizes.out_dims(), sizes.dtype);
+    check.writable(Argument::Out, &out);
     let lse = outputs.lse.as_ref().map(|lse| {
+        let lse = &lse.desc();
         check.dtype(Argument::Lse, lse, DTypes(&[F32]));
         check.writable(Argument::Lse, lse);
         let dims = [
@@ -41,24 +46,26 @@ pub(super) fn forward(attention: &AttentionDesc, outputs: &Outputs<TensorDesc>) 
         ];
         check.shape(Argument::Lse, lse, LSE_SHAPE, &dims)
     });
-    check.finish(attention, sizes, branches, Results::Forward { out, lse })
+    check.finish(attention, sizes, branches, Results::Forward { out: strides, lse })
 }
 
-pub(super) fn backward(
-    attention: &AttentionDesc,
-    dout: &TensorDesc,
-    gradients: &Gradients<TensorDesc>,
+pub(super) fn backward<T: Tensor, O: Tensor, G: Tensor>(
+    attention: &Attention<T>,
+    dout: &O,
+    gradients: &Gradients<G>,
 ) -> Result<Problem, Invalid> {
     let mut check = Checker::default();
+    let dout = &dout.desc();
     let sizes = check.queries(attention, dout)?;
     let branches = check.branches(attention, &sizes);
-    let dout = check.rows(Argument::Dout, dout, OUT_SHAPE, &sizes.out_dims(), attention.q.dtype());
+    let dout = check.rows(Argument::Dout, dout, OUT_SHAPE, &sizes.out_dims(), sizes.dtype);
     let gradients = check.gradients(attention, gradients);
     check.finish(attention, sizes, branches, Results::Backward { dout, gradients })
 }
 
 /// The extents that the other arguments are held against.
 struct Sizes {
+    dtype: DType,
     batch: usize,
     seq_q: usize,
     heads: usize,
@@ -91,13 +98,13 @@ impl Checker {
     /// q and the numbers; the first values fix the width of all of them and of `out`.
     ///
     /// A q of the wrong rank ends the check: no other extent can be judged without it.
-    fn queries(&mut self, attention: &AttentionDesc, out: &TensorDesc) -> Result<Sizes, Invalid> {
-        let q = &attention.q;
+    fn queries<T: Tensor>(&mut self, attention: &Attention<T>, out: &TensorDesc) -> Result<Sizes, Invalid> {
+        let q = &attention.q.desc();
         self.dtype(Argument::Q, q, FLOATS);
         let strides = self.ranked::<4>(Argument::Q, q, Q_SHAPE);
         let [batch, seq_q, heads, head_dim] = extents(q);
-        let values = attention.segments().map(|segment| &segment.v).find(|v| v.shape().len() == 4);
-        let [.., value_dim] = extents::<4>(values.unwrap_or(out));
+        let values = attention.segments().map(|segment| segment.v.desc()).find(|v| v.shape().len() == 4);
+        let [.., value_dim] = extents::<4>(values.as_ref().unwrap_or(out));
         self.last_stride(Argument::Q, q);
         self.addressable(Argument::Q, q, &["batch", "seq_q", "heads", "head_dim"]);
         if head_dim == 0 && q.shape().len() == 4 {
@@ -119,31 +126,25 @@ impl Checker {
         if q.shape().len() != 4 {
             return Err(Invalid { violations: std::mem::take(&mut self.violations) });
         }
-        Ok(Sizes { batch, seq_q, heads, head_dim, value_dim, q: strides })
+        Ok(Sizes { dtype: q.dtype(), batch, seq_q, heads, head_dim, value_dim, q: strides })
     }
 
-    fn branches(&mut self, attention: &AttentionDesc, sizes: &Sizes) -> Vec<BranchProblem> {
+    fn branches<T: Tensor>(&mut self, attention: &Attention<T>, sizes: &Sizes) -> List<BranchProblem> {
         let mut first = 0;
-        let mut checked = Vec::with_capacity(attention.branches.len());
+        let mut checked = List::with_capacity(attention.branches.len());
         for branch in &attention.branches {
-            checked.push(self.branch(first, branch, sizes, attention.q.dtype()));
+            checked.push(self.branch(first, branch, sizes));
             first += branch.segments.len();
         }
         checked
     }
 
-    fn branch(
-        &mut self,
-        first_segment: usize,
-        branch: &Branch<TensorDesc>,
-        sizes: &Sizes,
-        dtype: DType,
-    ) -> BranchProblem {
+    fn branch<T: Tensor>(&mut self, first_segment: usize, branch: &Branch<T>, sizes: &Sizes) -> BranchProblem {
         if branch.segments.is_empty() {
             self.report(Argument::Segments(first_segment), Rule::Empty);
         }
         let segments = (branch.segments.iter().enumerate())
-            .map(|(i, segment)| self.segment(first_segment + i, segment, sizes, dtype))
+            .map(|(i, segment)| self.segment(first_segment + i, segment, sizes))
             .collect();
         let gate = match &branch.gate {
             Gate::Scalar(gate) => {
@@ -152,30 +153,32 @@ impl Checker {
                 }
                 Gate::Scalar(*gate)
             }
-            Gate::Tensor(gate) => Gate::Tensor(self.gate(Argument::Gate(first_segment), gate, sizes)),
+            Gate::Tensor(gate) => Gate::Tensor(self.gate(Argument::Gate(first_segment), &gate.desc(), sizes)),
         };
-        let region = branch.region.as_ref().map(|region| self.region(Argument::Region(first_segment), region, sizes));
+        let region = branch.region.as_ref().map(|region| region.desc());
+        let region = region.map(|region| self.region(Argument::Region(first_segment), &region, sizes));
         BranchProblem { segments, first_segment, gate, region }
     }
 
-    fn segment(&mut self, number: usize, segment: &Segment<TensorDesc>, sizes: &Sizes, dtype: DType) -> SegmentProblem {
-        let ranked = if segment.k.shape().len() == 4 { &segment.k } else { &segment.v };
+    fn segment<T: Tensor>(&mut self, number: usize, segment: &Segment<T>, sizes: &Sizes) -> SegmentProblem {
+        let (k_desc, v_desc) = (&segment.k.desc(), &segment.v.desc());
+        let ranked = if k_desc.shape().len() == 4 { k_desc } else { v_desc };
         let [_, seq_kv, kv_heads, _] = extents::<4>(ranked);
         let batch = ("batch", Extent::OrOne(sizes.batch));
         let keys = [batch, ("seq_kv", Extent::Exactly(seq_kv)), ("kv_heads", Extent::Exactly(kv_heads))];
         let [b, s, h] = keys;
 
         let k_dims = [b, s, h, ("head_dim", Extent::Exactly(sizes.head_dim))];
-        let k = self.rows(Argument::K(number), &segment.k, KV_SHAPE, &k_dims, dtype);
+        let k = self.rows(Argument::K(number), k_desc, KV_SHAPE, &k_dims, sizes.dtype);
         let v_dims = [b, s, h, ("value_dim", Extent::Exactly(sizes.value_dim))];
-        let v = self.rows(Argument::V(number), &segment.v, KV_SHAPE, &v_dims, dtype);
+        let v = self.rows(Argument::V(number), v_desc, KV_SHAPE, &v_dims, sizes.dtype);
         let even = if kv_heads == 0 { sizes.heads == 0 } else { sizes.heads.is_multiple_of(kv_heads) };
-        if segment.k.shape().len() == 4 && !even {
+        if k_desc.shape().len() == 4 && !even {
             self.report(Argument::K(number), Rule::HeadGroups { got: kv_heads, heads: sizes.heads });
         }
 
         let bias = segment.bias.as_ref().map(|bias| {
-            let argument = Argument::Bias(number);
+            let (argument, bias) = (Argument::Bias(number), &bias.desc());
             self.dtype(argument, bias, BIASES);
             let dims = [
                 batch,
@@ -186,7 +189,7 @@ impl Checker {
             (bias.dtype(), self.shape(argument, bias, BIAS_SHAPE, &dims))
         });
         let key_len = segment.key_len.as_ref().map(|key_len| {
-            let argument = Argument::KeyLen(number);
+            let (argument, key_len) = (Argument::KeyLen(number), &key_len.desc());
             self.dtype(argument, key_len, DTypes(&[U32]));
             self.shape(argument, key_len, KEY_LEN_SHAPE, &[("batch", Extent::Exactly(sizes.batch))])
         });
@@ -231,11 +234,16 @@ impl Checker {
         }
     }
 
-    fn gradients(&mut self, attention: &AttentionDesc, gradients: &Gradients<TensorDesc>) -> Vec<GradientProblem> {
+    fn gradients<T: Tensor, G: Tensor>(
+        &mut self,
+        attention: &Attention<T>,
+        gradients: &Gradients<G>,
+    ) -> Vec<GradientProblem> {
         let first = |branch: usize| attention.first_segment(branch);
         let mut seen = Vec::new();
         let mut checked = Vec::with_capacity(gradients.wanted.len());
-        for (gradient, desc) in &gradients.wanted {
+        for (gradient, tensor) in &gradients.wanted {
+            let desc = &tensor.desc();
             let argument = gradient.argument(first);
             if seen.contains(gradient) {
                 self.report(argument, Rule::Twice);
@@ -249,7 +257,7 @@ impl Checker {
                 self.report(argument, Rule::BoolGradient);
                 continue;
             }
-            match (gradient, attention.q.dtype()) {
+            match (gradient, attention.q.desc().dtype()) {
                 (Gradient::Q | Gradient::K(_) | Gradient::V(_), F16) => {
                     self.dtype(argument, desc, DTypes(&[F32, F16]));
                 }
@@ -265,11 +273,11 @@ impl Checker {
         checked
     }
 
-    fn finish(
+    fn finish<T>(
         self,
-        attention: &AttentionDesc,
+        attention: &Attention<T>,
         sizes: Sizes,
-        branches: Vec<BranchProblem>,
+        branches: List<BranchProblem>,
         results: Results,
     ) -> Result<Problem, Invalid> {
         if !self.violations.is_empty() {
@@ -277,7 +285,7 @@ impl Checker {
         }
         let default_scale = 1.0 / (sizes.head_dim as f64).sqrt();
         Ok(Problem {
-            dtype: attention.q.dtype(),
+            dtype: sizes.dtype,
             batch: sizes.batch,
             seq_q: sizes.seq_q,
             heads: sizes.heads,
@@ -416,17 +424,17 @@ fn extents<const N: usize>(desc: &TensorDesc) -> [usize; N] {
 }
 
 /// The input that a gradient belongs to; a scalar gate counts as an f32 tensor of shape `[]`.
-fn input_of(attention: &AttentionDesc, gradient: Gradient) -> Option<TensorDesc> {
+fn input_of<T: Tensor>(attention: &Attention<T>, gradient: Gradient) -> Option<TensorDesc> {
     match gradient {
-        Gradient::Q => Some(attention.q),
-        Gradient::K(i) => attention.segments().nth(i).map(|segment| segment.k),
-        Gradient::V(i) => attention.segments().nth(i).map(|segment| segment.v),
-        Gradient::Bias(i) => attention.segments().nth(i)?.bias,
+        Gradient::Q => Some(attention.q.desc()),
+        Gradient::K(i) => attention.segments().nth(i).map(|segment| segment.k.desc()),
+        Gradient::V(i) => attention.segments().nth(i).map(|segment| segment.v.desc()),
+        Gradient::Bias(i) => attention.segments().nth(i)?.bias.as_ref().map(T::desc),
         Gradient::Gate(b) => attention.branches.get(b).map(|branch| match &branch.gate {
             Gate::Scalar(_) => TensorDesc::contiguous(F32, []),
             Gate::Tensor(gate) => gate.desc(),
         }),
-        Gradient::Region(b) => attention.branches.get(b)?.region,
+        Gradient::Region(b) => attention.branches.get(b)?.region.as_ref().map(T::desc),
     }
 }
 

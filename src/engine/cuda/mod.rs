@@ -1,24 +1,29 @@
-//! The CUDA engine: so far the driver and its devices, found at run time.
+//! The CUDA engine: the kernels of kernels/, compiled by build.rs, launched on streams of an NVIDIA GPU.
+//!
+//! [`CudaTensor`] is a tensor in a buffer of cudarc's; `Attention<CudaTensor>` has [`launch`](crate::Attention::launch).
+//! Below it, [`RawTensor`] is an address, and [`launch_raw`](crate::Attention::launch_raw) takes a `CUstream` of any
+//! framework. Host tensors are copied to the first GPU and back ([`Attention::forward`](crate::Attention::forward)).
 
-#[cfg(feature = "cuda")]
+mod bind;
 mod driver;
+mod host_copy;
+mod kernels;
+mod launch;
+mod raw;
+mod tensor;
 
-use crate::plan::{CudaDevice, Reason};
+use crate::error::Error;
+use crate::plan::CudaError;
+pub use cudarc;
+use cudarc::driver::DriverError;
+pub(crate) use host_copy::forward;
+pub(crate) use launch::supported;
+use launch::{Ready, enqueue, ready};
+pub use launch::{devices, driver_version, toolkit};
+pub use raw::RawTensor;
+pub use tensor::{CudaElement, CudaFloat, CudaTensor, CudaTensorMut};
 
-/// The GPUs that the driver reports.
-///
-/// # Errors
-/// Why there are none: this build has no CUDA engine, no driver library, a driver that fails, or no GPU.
-#[cfg(feature = "cuda")]
-pub fn devices() -> Result<Vec<CudaDevice>, Reason> {
-    driver::devices()
-}
-
-/// The GPUs that the driver reports.
-///
-/// # Errors
-/// This build has no CUDA engine.
-#[cfg(not(feature = "cuda"))]
-pub fn devices() -> Result<Vec<CudaDevice>, Reason> {
-    Err(Reason::NotBuilt("built without the `cuda` feature; enable it"))
+/// An error of cudarc's. Its own texts ask the driver; the number's name does not.
+fn failed(call: &'static str) -> impl Fn(DriverError) -> Error {
+    move |error| Error::Driver { call, error: CudaError { code: error.0 as u32, name: format!("{:?}", error.0) } }
 }
