@@ -1,17 +1,18 @@
 //! The kernels' source for the emulator: one translation unit per row of device code.
 
-use super::{instances::INSTANCES, simt_build::Kernels, write};
+use super::{instances::INSTANCES, params::ForwardParams, simt_build::Kernels, write};
 use std::fmt::Write;
-use std::fs;
 use std::path::Path;
+use std::{env, fs};
 
 /// Compiles every row and writes the function that finds an entry point by the row's symbol.
 pub fn build(out: &Path) {
     let folder = out.join("emulated");
     fs::create_dir_all(&folder).expect("OUT_DIR can be written");
 
-    let mut kernels = Kernels::new("simt", "fused_attention_emulated").include("kernels").include(out);
-    let (mut declarations, mut arms) = (String::new(), String::new());
+    const LIBRARY: &str = "fused_attention_emulated";
+    let mut kernels = Kernels::new("simt", LIBRARY).include("kernels").include(out);
+    let (mut declarations, mut arms, mut registry) = (String::new(), String::new(), Vec::new());
     for row in INSTANCES {
         let Some(source) = row.translation_unit() else { continue };
         let symbol = row.symbol();
@@ -22,6 +23,7 @@ pub fn build(out: &Path) {
         let file = folder.join(format!("{symbol}.cpp"));
         write(&file, &entry);
         kernels = kernels.file(&file);
+        registry.push((symbol.clone(), format!("emulated_{symbol}"), size_of::<ForwardParams>()));
         let _ = writeln!(declarations, "    fn emulated_{symbol}(params: *const c_void);");
         let _ = writeln!(
             arms,
@@ -30,6 +32,12 @@ pub fn build(out: &Path) {
         );
     }
     kernels.compile();
+    let driver = out.join("stand_in_driver");
+    if cfg!(target_os = "linux") {
+        let archives = env::var_os("DEP_SIMT_EMULATOR_ARCHIVES").expect("simt's build script tells its folder");
+        Kernels::driver(LIBRARY, Path::new("simt"), Path::new(&archives), &registry, &driver);
+    }
+    println!("cargo::rustc-env=FUSED_ATTENTION_STAND_IN_DRIVER={}", driver.display());
     let source = format!(
         "unsafe extern \"C\" {{\n{declarations}}}\n\n\
          pub(super) fn kernel(symbol: &str) -> Option<Kernel<ForwardParams>> {{\n    \

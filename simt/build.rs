@@ -30,6 +30,9 @@ const EMULATOR: &[&str] = &[
     "wgmma",
 ];
 
+/// The stand-in for the CUDA driver; linked by whoever has kernels for it.
+const DRIVER: &[&str] = &["contexts", "control", "graphs", "images", "launch", "memory", "state", "streams"];
+
 const SELF_TEST: &[&str] = &["matmul", "protocol", "memory", "primitives", "hopper", "hopper_matmul"];
 
 fn main() {
@@ -51,9 +54,20 @@ fn main() {
         emulator.file(here.join(format!("emulator/{name}.cpp")));
     }
     emulator.compile("simt_emulator");
-    for path in ["build.rs", "build_support.rs", "emulator", "../kernels/ptx"] {
+    if cfg!(target_os = "linux") {
+        let mut driver = cc::Build::new();
+        driver.cpp(true).std("c++17").opt_level(2).debug(true).flag("-Wall").flag("-Wextra");
+        driver.flag("-Wno-missing-field-initializers").include(here.join("include")).cargo_metadata(false);
+        for name in DRIVER {
+            driver.file(here.join(format!("driver/{name}.cpp")));
+        }
+        driver.compile("simt_driver");
+    }
+    for path in ["build.rs", "build_support.rs", "driver", "emulator", "include", "../kernels/ptx"] {
         println!("cargo::rerun-if-changed={}", here.join(path).display());
     }
-    // DEP_SIMT_EMULATOR_INCLUDE in the build scripts of dependents.
+    // DEP_SIMT_EMULATOR_INCLUDE and _ARCHIVES in the build scripts of dependents.
+    let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    println!("cargo::metadata=archives={out}");
     println!("cargo::metadata=include={}", here.join("include").display());
 }

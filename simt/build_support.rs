@@ -79,6 +79,43 @@ impl Kernels {
         self
     }
 
+    /// Links a stand-in for the CUDA driver library that runs these kernels: `folder` gets libcuda.so.1 and libcuda.so.
+    ///
+    /// `registry` has, of each kernel, its name in the images that the driver will be given, its entry function here, and
+    /// the bytes of its parameter block. `simt` is the emulator's folder, `archives` the folder that simt's build script tells: the variable
+    /// DEP_SIMT_EMULATOR_ARCHIVES. Call it after [`compile`](Self::compile), whose archive it takes. On Linux only.
+    #[allow(dead_code)] // each build script uses what it needs
+    pub fn driver(library: &str, simt: &Path, archives: &Path, registry: &[(String, String, usize)], folder: &Path) {
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        std::fs::create_dir_all(folder).expect("OUT_DIR can be written");
+        let (source, exports) = (folder.join("registry.cpp"), folder.join("exports.map"));
+        let declarations: String =
+            registry.iter().map(|(_, entry, _)| format!("extern \"C\" void {entry}(const void*);\n")).collect();
+        let entries: String =
+            registry.iter().map(|(name, entry, bytes)| format!("  {{\"{name}\", {entry}, {bytes}}},\n")).collect();
+        let table = format!(
+            "#include \"simt/registry.hpp\"\n{declarations}\
+             extern \"C\" const SimtRegisteredKernel simt_registered_kernels[] = {{\n{entries}  {{nullptr, nullptr, 0}}}};\n"
+        );
+        std::fs::write(&source, table).expect("OUT_DIR can be written");
+        // Nothing else of it may meet the emulator that is linked into the program itself.
+        std::fs::write(&exports, "{ global: cu*; simt_driver_*; local: *; };\n").expect("OUT_DIR can be written");
+        let linked = folder.join("libcuda.so.1");
+        let include = simt.join("include");
+        let archive = |folder: &Path, name: &str| folder.join(format!("lib{name}.a"));
+        let mut command = cc::Build::new().cpp(true).get_compiler().to_command();
+        command.args(["-std=c++17", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-Wl,-Bsymbolic", "-I"]);
+        command.arg(include).arg(format!("-Wl,--version-script={}", exports.display())).arg(&source);
+        command.arg("-Wl,--whole-archive").arg(archive(archives, "simt_driver")).arg("-Wl,--no-whole-archive");
+        command.arg(archive(&out, library)).arg(archive(archives, "simt_emulator"));
+        command.args(["-static-libstdc++", "-static-libgcc", "-lpthread", "-o"]).arg(&linked);
+        let output = command.output().expect("the C++ compiler runs");
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let _ = std::fs::remove_file(folder.join("libcuda.so"));
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("libcuda.so.1", folder.join("libcuda.so")).expect("OUT_DIR takes a link");
+    }
+
     /// Compiles and links the library into the crate being built.
     pub fn compile(self) {
         for path in &self.watched {

@@ -9,6 +9,7 @@ use crate::problem::{Argument, Attention, Problem, Tensor, TensorMut, TensorRef}
 use simt::{Checks, Kernel};
 pub use simt::{Report, Stats, SyncSite};
 use std::ffi::c_void;
+use std::path::Path;
 
 /// How a launch is emulated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,12 @@ impl Default for Settings {
 // SAFETY: a `repr(C)` struct of integers, floats and arrays of such structs, each of a size that is a multiple of its
 // alignment of 8 with no gap: the build asserts offsets and sizes against the sum of the fields.
 unsafe impl bytemuck::NoUninit for ForwardParams {}
+
+/// The folder of a `libcuda.so.1` that runs this build's kernels under emulation: with it on the library path, the engine
+/// `cuda` runs where there is no GPU. On Linux only.
+pub fn stand_in_driver() -> Option<&'static Path> {
+    cfg!(target_os = "linux").then(|| Path::new(env!("FUSED_ATTENTION_STAND_IN_DRIVER")))
+}
 
 mod kernels {
     use super::{ForwardParams, Kernel, c_void};

@@ -15,6 +15,9 @@ const LIBRARY: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.
 /// Parameter blocks of more than 4096 bytes exist since this version.
 const OLDEST: (u32, u32) = (12, 1);
 
+/// CUDA_ERROR_NO_DEVICE
+const NO_DEVICE: c_uint = 100;
+
 /// Declares a table of calls, all of which a library has or none of which can be used.
 macro_rules! calls {
     ($(#[$doc:meta])* $table:ident { $($name:ident($($ty:ty),*);)* }) => {
@@ -127,7 +130,10 @@ impl Driver {
         let launches = Launches::find(&library);
         let mut driver = Driver { queries, launches, version: (0, 0), _library: library };
         // SAFETY: takes no pointer; the only flag is 0.
-        driver.check("cuInit", unsafe { (driver.queries.cuInit)(0) })?;
+        match unsafe { (driver.queries.cuInit)(0) } {
+            NO_DEVICE => return Err(Reason::NoDevice),
+            code => driver.check("cuInit", code)?,
+        }
         let mut version = 0;
         // SAFETY: writes one number.
         driver.check("cuDriverGetVersion", unsafe { (driver.queries.cuDriverGetVersion)(&mut version) })?;

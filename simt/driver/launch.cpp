@@ -1,0 +1,213 @@
+// Loading kernels and running them under the emulator, every access checked.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "../emulator/c_abi.h"
+#include "exports.hpp"
+#include "state.hpp"
+
+namespace driver {
+namespace {
+
+constexpr uint32_t DEFAULT_SHARED = 48 << 10;
+
+Library* load(const void* data, Context* context, Code& code) {
+  Image image;
+  code = parse(data, state().version, image);
+  if (code) return nullptr;
+  auto* library = new Library{std::move(image), context};
+  state().libraries.insert(library);
+  return library;
+}
+
+Code unload(void* handle) {
+  auto* library = static_cast<Library*>(handle);
+  Driver& d = state();
+  if (!d.libraries.erase(library)) return INVALID_HANDLE;
+  for (auto it = d.functions.begin(); it != d.functions.end();)
+    if ((*it)->library == library) {
+      delete *it;
+      it = d.functions.erase(it);
+    } else {
+      ++it;
+    }
+  delete library;
+  return SUCCESS;
+}
+
+Code function_of(void** function, void* handle, const char* name) {
+  auto* library = static_cast<Library*>(handle);
+  Driver& d = state();
+  if (!d.libraries.count(library)) return INVALID_HANDLE;
+  if (!function || !name) return INVALID_VALUE;
+  const std::vector<std::string>& names = library->image.names;
+  if (std::find(names.begin(), names.end(), name) == names.end()) return NOT_FOUND;
+  const SimtRegisteredKernel* kernel = simt_registered_kernels;
+  while (kernel->name && strcmp(kernel->name, name) != 0) kernel++;
+  if (!kernel->name) {
+    fprintf(stderr, "stand-in driver: %s is in the image, but was not compiled for the emulator\n", name);
+    return NOT_FOUND;
+  }
+  auto known = std::find_if(d.functions.begin(), d.functions.end(), [&](const Function* f) {
+    return f->library == library && f->kernel == kernel;
+  });
+  if (known == d.functions.end()) known = d.functions.insert(new Function{library, kernel, {}}).first;
+  *function = *known;
+  return SUCCESS;
+}
+
+Code allow_shared(void* handle, int attribute, int value, int device) {
+  auto* function = static_cast<Function*>(handle);
+  Driver& d = state();
+  if (!d.functions.count(function)) return INVALID_HANDLE;
+  if (device < 0 || size_t(device) >= d.devices.size()) return INVALID_DEVICE;
+  if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES) return NOT_SUPPORTED;
+  if (value < 0 || uint32_t(value) > d.devices[device].shared_optin()) return INVALID_VALUE;
+  function->dynamic_shared[device] = value;
+  return SUCCESS;
+}
+
+// A kernel at its turn: on the memory that its context has now.
+Code execute(Context& context, const SimtRegisteredKernel& kernel, const LaunchRecord& record,
+             const std::vector<char>& params) {
+  Driver& d = state();
+  d.launches.push_back(record);
+  if (d.fail_execution && --d.fail_execution == 0) return d.execution_code;
+  std::vector<std::string> names;
+  std::vector<SimtBuffer> buffers;
+  for (auto& [base, allocation] : d.memory) {
+    if (allocation.freed || allocation.context != &context) continue;
+    names.push_back("allocation " + std::to_string(allocation.number));
+    buffers.push_back({reinterpret_cast<void*>(base), allocation.bytes, 1, nullptr});
+  }
+  for (size_t i = 0; i < buffers.size(); i++) buffers[i].name = names[i].c_str();
+  SimtLaunch launch{};
+  launch.entry = kernel.entry;
+  launch.params = params.data();
+  launch.params_bytes = params.size();
+  std::copy_n(record.grid, 3, launch.grid);
+  std::copy_n(record.block, 3, launch.block);
+  launch.shared_bytes = record.shared_bytes;
+  launch.workers = std::max(1u, std::thread::hardware_concurrency());
+  launch.seed = d.random();
+  launch.checks = 1;
+  launch.buffers = buffers.data();
+  launch.buffer_count = buffers.size();
+  SimtResult* result = simt_run(&launch);
+  const char* message = nullptr;
+  const SimtFaultKind fault = simt_result_fault(result, &message);
+  if (fault != SIMT_NO_FAULT) {
+    d.fault = kernel.name + std::string(": ") + message;
+    fprintf(stderr, "stand-in driver: %s\n", d.fault.c_str());
+  }
+  simt_result_free(result);
+  switch (fault) {
+    case SIMT_NO_FAULT: return SUCCESS;
+    case SIMT_GLOBAL_BOUNDS: return ILLEGAL_ADDRESS;
+    default: return LAUNCH_FAILED;
+  }
+}
+
+}  // namespace
+}  // namespace driver
+
+using namespace driver;
+
+Code cuModuleLoadData(void** module, const void* image) {
+  CALL(cuModuleLoadData);
+  if (Code code = usable(current())) return code;
+  if (!module || !image) return INVALID_VALUE;
+  if (Code code = forbidden_in_capture()) return code;
+  Code code = SUCCESS;
+  Library* library = load(image, current(), code);
+  if (code) return code;
+  const int capability = state().devices[current()->device].capability;
+  if (!library->image.loads_on(capability)) {
+    const bool ptx = library->image.ptx;
+    unload(library);
+    return ptx ? INVALID_PTX : NO_BINARY_FOR_GPU;
+  }
+  *module = library;
+  return SUCCESS;
+}
+
+Code cuModuleGetFunction(void** function, void* module, const char* name) {
+  CALL(cuModuleGetFunction);
+  if (Code code = usable(current())) return code;
+  return function_of(function, module, name);
+}
+
+Code cuModuleUnload(void* module) {
+  CALL(cuModuleUnload);
+  if (Code code = forbidden_in_capture()) return code;
+  return unload(module);
+}
+
+Code cuFuncSetAttribute(void* function, int attribute, int value) {
+  CALL(cuFuncSetAttribute);
+  if (Code code = usable(current())) return code;
+  return allow_shared(function, attribute, value, current()->device);
+}
+
+Code cuLibraryLoadData(void** library, const void* image, void*, void*, unsigned jit_count, void*, void*,
+                       unsigned count) {
+  CALL(cuLibraryLoadData);
+  if (!library || !image) return INVALID_VALUE;
+  if (jit_count || count) return NOT_SUPPORTED;
+  if (Code code = forbidden_in_capture()) return code;
+  Code code = SUCCESS;
+  Library* made = load(image, nullptr, code);
+  if (code) return code;
+  *library = made;
+  return SUCCESS;
+}
+
+Code cuLibraryGetKernel(void** kernel, void* library, const char* name) {
+  CALL(cuLibraryGetKernel);
+  return function_of(kernel, library, name);
+}
+
+Code cuLibraryUnload(void* library) {
+  CALL(cuLibraryUnload);
+  if (Code code = forbidden_in_capture()) return code;
+  return unload(library);
+}
+
+Code cuKernelSetAttribute(int attribute, int value, void* kernel, int device) {
+  CALL(cuKernelSetAttribute);
+  return allow_shared(kernel, attribute, value, device);
+}
+
+Code cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                    unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream_handle, void** params,
+                    void** extra) {
+  CALL(cuLaunchKernel);
+  auto* function = static_cast<Function*>(handle);
+  Driver& d = state();
+  if (!d.functions.count(function)) return INVALID_HANDLE;
+  Stream* stream = nullptr;
+  if (Code code = resolve(stream_handle, stream)) return code;
+  Context& context = *stream->context;
+  const Library& library = *function->library;
+  if (library.context && library.context != &context) return INVALID_HANDLE;
+  const Device& device = d.devices[context.device];
+  if (!library.image.loads_on(device.capability)) return NO_BINARY_FOR_GPU;
+
+  const LaunchRecord record{function->kernel->name, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
+                            shared_bytes};
+  const uint64_t threads = uint64_t(block_x) * block_y * block_z;
+  if (!grid_x || !grid_y || !grid_z || grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
+  if (!threads || threads > 1024) return INVALID_VALUE;
+  const auto allowed = function->dynamic_shared.find(context.device);
+  const uint32_t most = allowed == function->dynamic_shared.end() ? DEFAULT_SHARED : uint32_t(allowed->second);
+  if (shared_bytes > std::max(most, DEFAULT_SHARED)) return INVALID_VALUE;
+  if (!params || !params[0] || extra) return INVALID_VALUE;
+
+  const char* block = static_cast<const char*>(params[0]);
+  std::vector<char> copied(block, block + function->kernel->params_bytes);
+  const SimtRegisteredKernel& kernel = *function->kernel;
+  return enqueue(*stream, [&context, &kernel, record, copied = std::move(copied)] {
+    return execute(context, kernel, record, copied);
+  });
+}
