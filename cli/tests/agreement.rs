@@ -6,11 +6,14 @@ mod cases;
 mod common;
 
 use cases::{Case, Data, GateCase, HostTensor, Layout, all, bound, naive};
-use common::{File, Folder, Said, call, text};
+use common::{File, Folder, Said, call, call_in, text};
 use fused_attention::{Causal, DType, Engine, Gradient, Gradients, TensorDesc};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
+use std::io::Write;
+use std::path::Path;
+use std::sync::LazyLock;
 
 fn tensor(file: File, name: String, tensor: &HostTensor) -> File {
     let dtype = match tensor.dtype() {
@@ -93,7 +96,10 @@ fn run(bytes: &[u8], engine: Engine) -> Result<Vec<u8>, Said> {
     if engine == Engine::Emulated {
         arguments.extend(["--arch", "sm_80"]);
     }
-    let said = call(&arguments);
+    let said = match stand_in_driver() {
+        Some(folder) if engine == Engine::Cuda => call_in(&arguments, &[("LD_LIBRARY_PATH", folder)]),
+        _ => call(&arguments),
+    };
     match std::fs::read(output) {
         Ok(written) if said.status == 0 => Ok(written),
         Err(_) if said.status != 0 => Err(said),
@@ -101,12 +107,27 @@ fn run(bytes: &[u8], engine: Engine) -> Result<Vec<u8>, Said> {
     }
 }
 
-/// Engines to test. The emulated one is there where the command line is built with it, as it is by default.
-const ENGINES: &[Engine] = if cfg!(feature = "emulated") {
-    &[Engine::Reference, Engine::Cpu, Engine::Emulated]
-} else {
-    &[Engine::Reference, Engine::Cpu]
-};
+/// Where the command line finds a CUDA driver, if its build has one and kernels for it.
+fn stand_in_driver() -> Option<&'static Path> {
+    #[cfg(feature = "emulated")]
+    return fused_attention::cuda::toolkit().and_then(|_| fused_attention::emulated::stand_in_driver());
+    #[cfg(not(feature = "emulated"))]
+    None
+}
+
+/// Engines to test.
+static ENGINES: LazyLock<Vec<Engine>> = LazyLock::new(|| {
+    let mut engines = vec![Engine::Reference, Engine::Cpu];
+    if cfg!(feature = "emulated") {
+        engines.push(Engine::Emulated);
+    }
+    match stand_in_driver() {
+        Some(_) => engines.push(Engine::Cuda),
+        // Not eprintln: the test harness would swallow it.
+        None => drop(writeln!(std::io::stderr(), "LEFT OUT: the cuda engine through files: no kernels, or no emulator")),
+    }
+    engines
+});
 
 /// Whether an engine has a kernel for a case that comes in a file: its tensors are dense there, whatever the case's layout.
 fn has_kernel(case: &Case, engine: Engine) -> bool {
@@ -119,7 +140,7 @@ fn failures(case: &Case) -> Vec<String> {
     let naive = naive(&data);
     let bytes = file(&data).bytes();
     let mut failures = Vec::new();
-    for &engine in ENGINES {
+    for &engine in ENGINES.iter() {
         let name = engine.name();
         let written = match run(&bytes, engine) {
             Ok(written) if has_kernel(case, engine) => written,
@@ -160,7 +181,7 @@ fn failures(case: &Case) -> Vec<String> {
 fn every_engine_agrees_on_the_case_list() {
     let cases: Vec<Case> = all().into_iter().filter(Case::fits_file_contract).collect();
     assert!(cases.len() >= 60, "{} cases fit the file contract", cases.len());
-    for &engine in ENGINES {
+    for &engine in ENGINES.iter() {
         let run = cases.iter().filter(|case| has_kernel(case, engine)).count();
         assert!(run >= 60, "the {} engine has kernels for {run} cases", engine.name());
     }

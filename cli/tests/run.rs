@@ -468,7 +468,9 @@ fn info_tells_what_is_there() {
     for kernel in kernels {
         assert_eq!(said.stdout.matches(&format!("  {kernel} ")).count(), 1, "one line for {kernel}: {}", said.stdout);
     }
-    assert_eq!(said.stdout.contains("; not part of this build"), !cfg!(feature = "emulated"), "{}", said.stdout);
+    let compiled = fused_attention::cuda::toolkit().map_or(&[][..], |toolkit| toolkit.targets);
+    assert!(compiled.iter().all(|target| said.stdout.contains(&target.to_string())), "{}", said.stdout);
+    assert!(said.stdout.contains(&format!("auto       {}", Engine::auto().engine.name())), "{}", said.stdout);
     if cfg!(target_os = "linux") {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("linux has it");
         let status =

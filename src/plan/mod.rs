@@ -90,13 +90,14 @@ impl Plan {
         admitted: impl Fn(&Instance) -> bool,
     ) -> Result<Plan, Refusal> {
         let engine = device.engine();
-        let rows = INSTANCES.iter().filter(|row| row.runs_on(engine) && row.direction == problem.direction());
-        let rows = rows.filter(|row| admitted(row));
-        let mut nearest: Option<Vec<Reason>> = None;
-        for instance in rows {
-            let mut reasons = reasons_against(instance, engine, problem);
-            reasons.extend(device_reasons(instance, problem, device));
-            if reasons.is_empty() {
+        let direction = problem.direction();
+        let rows = || INSTANCES.iter().filter(|row| row.runs_on(engine) && row.direction == direction && admitted(row));
+        for instance in rows() {
+            // Most rows do not fit; that costs a call nothing but the question.
+            let mut fits = true;
+            table_objections(instance, engine, problem, &mut |_| fits = false);
+            device_objections(instance, problem, device, &mut |_| fits = false);
+            if fits {
                 return Ok(Plan {
                     engine,
                     instance,
@@ -104,6 +105,12 @@ impl Plan {
                     workspace_bytes: workspace_bytes(instance, problem, device),
                 });
             }
+        }
+        let mut nearest: Option<Vec<Reason>> = None;
+        for instance in rows() {
+            let mut reasons = Vec::new();
+            table_objections(instance, engine, problem, &mut |reason| reasons.push(reason()));
+            device_objections(instance, problem, device, &mut |reason| reasons.push(reason()));
             if nearest.as_ref().is_none_or(|known| reasons.len() < known.len()) {
                 nearest = Some(reasons);
             }
@@ -177,73 +184,75 @@ impl fmt::Display for Plan {
     }
 }
 
+/// Is called with each reason against an instance, which is made only if it is wanted.
+type Objections<'o> = dyn FnMut(&dyn Fn() -> Reason) + 'o;
+
 /// What an instance has against a problem, whatever the device.
-fn reasons_against(instance: &Instance, engine: Engine, problem: &Problem) -> Vec<Reason> {
-    let mut reasons = Vec::new();
+fn table_objections(instance: &Instance, engine: Engine, problem: &Problem, object: &mut Objections<'_>) {
     // All rows of an engine speak with one voice: that a narrow row is passed over is no reason.
     let voice = |row: &&Instance| row.runs_on(engine) && row.direction == instance.direction;
     let rows = || INSTANCES.iter().filter(voice);
     if !instance.dtypes.contains(&problem.dtype) {
-        let mut supported: Vec<DType> = rows().flat_map(|row| row.dtypes).copied().collect();
-        supported.sort_by_key(|dtype| dtype.name());
-        supported.dedup();
-        reasons.push(Reason::DType { got: problem.dtype, supported });
+        object(&|| {
+            let mut supported: Vec<DType> = rows().flat_map(|row| row.dtypes).copied().collect();
+            supported.sort_by_key(|dtype| dtype.name());
+            supported.dedup();
+            Reason::DType { got: problem.dtype, supported }
+        });
     }
-    let widest = rows().map(|row| row.max_head_dim).max().unwrap_or(0);
     for (dim, got) in [("head_dim", problem.head_dim), ("value_dim", problem.value_dim)] {
         if got > instance.max_head_dim {
-            reasons.push(Reason::Width { dim, got, limit: widest });
+            let widest = || rows().map(|row| row.max_head_dim).max().unwrap_or(0);
+            object(&|| Reason::Width { dim, got, limit: widest() });
         }
         if !got.is_multiple_of(instance.head_dim_step) {
-            reasons.push(Reason::Step { dim, got, step: instance.head_dim_step });
+            object(&|| Reason::Step { dim, got, step: instance.head_dim_step });
         }
     }
     if let Some(device) = &instance.device {
         for branch in problem.branches.iter().filter(|_| device.shared_bytes_per_key_tile > 0) {
             let keys = branch.segments.iter().map(|segment| segment.seq_kv.next_multiple_of(16)).sum();
             if keys > instance.block_kv {
-                reasons.push(Reason::RowKeys { got: keys, limit: instance.block_kv });
+                object(&|| Reason::RowKeys { got: keys, limit: instance.block_kv });
             }
         }
-        let misaligned = problem.misaligned_rows(instance.head_dim_step);
-        reasons.extend(misaligned.map(|argument| Reason::Alignment { argument }));
+        for argument in problem.misaligned_rows(instance.head_dim_step) {
+            object(&|| Reason::Alignment { argument });
+        }
         let segments = problem.branches.iter().map(|branch| branch.segments.len()).sum();
         let lists = [("branches", problem.branches.len(), MAX_BRANCHES), ("segments", segments, MAX_SEGMENTS)];
         for (list, got, limit) in lists.into_iter().filter(|&(_, got, limit)| got > limit) {
-            reasons.push(Reason::TooMany { list, got, limit });
+            object(&|| Reason::TooMany { list, got, limit });
         }
         // The most that any kernel starts: all queries of all heads, a tile each.
         let blocks = problem.heads as u128 * problem.batch as u128 * problem.seq_q.div_ceil(instance.block_q) as u128;
         if blocks > MAX_GRID {
-            reasons.push(Reason::Grid { blocks });
+            object(&|| Reason::Grid { blocks });
         }
     }
-    reasons
 }
 
 /// Blocks that a grid may have in its first dimension.
 const MAX_GRID: u128 = i32::MAX as u128;
 
 /// What the device lacks for an instance.
-fn device_reasons(instance: &Instance, problem: &Problem, device: &Device) -> Vec<Reason> {
+fn device_objections(instance: &Instance, problem: &Problem, device: &Device, object: &mut Objections<'_>) {
     let (have, shared) = match device {
         Device::Emulated { compute_capability } => (*compute_capability, emulated_shared_memory(*compute_capability)),
         Device::Cuda(device) => (device.compute_capability, device.shared_memory_per_block),
-        Device::Cpu { .. } | Device::Reference => return Vec::new(),
+        Device::Cpu { .. } | Device::Reference => return,
     };
-    let mut reasons = Vec::new();
     if let Some(code) = &instance.device {
         if have < code.compute_capability {
-            reasons.push(Reason::ComputeCapability { have, need: code.compute_capability });
-        } else if let Device::Cuda(_) = device {
-            reasons.extend(image_reason(code, have));
+            object(&|| Reason::ComputeCapability { have, need: code.compute_capability });
+        } else if let (Device::Cuda(_), Some(reason)) = (device, image_reason(code, have)) {
+            object(&|| reason.clone());
         }
         let need = shared_bytes(code, problem);
         if need > shared {
-            reasons.push(Reason::SharedMemory { need, have: shared });
+            object(&|| Reason::SharedMemory { need, have: shared });
         }
     }
-    reasons
 }
 
 /// Whether this build holds the kernel in a form that the GPU loads.
@@ -322,7 +331,11 @@ pub(crate) fn table_reasons(engine: Engine, problem: &Problem) -> Vec<Reason> {
     let direction = problem.direction();
     let rows = INSTANCES.iter().filter(|row| row.runs_on(engine) && row.direction == direction);
     let mut reasons = rows
-        .map(|row| reasons_against(row, engine, problem))
+        .map(|row| {
+            let mut reasons = Vec::new();
+            table_objections(row, engine, problem, &mut |reason| reasons.push(reason()));
+            reasons
+        })
         .min_by_key(Vec::len)
         .unwrap_or_else(|| vec![Reason::NoKernel { direction }]);
     if engine == Engine::Cuda && TOOLKIT.is_none() {

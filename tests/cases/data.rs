@@ -1,13 +1,16 @@
 //! The tensors of a case, in the memory layout it asks for, with poison wherever nothing may be read.
 
 use super::{BiasCase, BiasValues, Case, GateCase, Layout, RegionCase};
-use fused_attention::{Attention, Branch, DType, Engine, Error, Outputs, Segment, TensorDesc, TensorMut, TensorRef};
+use fused_attention::{
+    Attention, Branch, DType, Engine, Error, Gate, Outputs, Segment, TensorDesc, TensorMut, TensorRef,
+};
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+/// The memory of a tensor, by element type.
 #[derive(Clone, Debug)]
-enum Buffer {
+pub enum Buffer {
     F16(Vec<f16>),
     BF16(Vec<bf16>),
     F32(Vec<f32>),
@@ -18,10 +21,10 @@ enum Buffer {
 /// A tensor that owns its memory.
 #[derive(Clone, Debug)]
 pub struct HostTensor {
-    buffer: Buffer,
-    offset: usize,
+    pub buffer: Buffer,
+    pub offset: usize,
     pub shape: Vec<usize>,
-    strides: Vec<isize>,
+    pub strides: Vec<isize>,
 }
 
 /// What unused elements of a buffer hold: reading one spoils the result, writing one is noticed.
@@ -312,30 +315,34 @@ impl Data {
 
     /// The request.
     pub fn attention(&self) -> Attention<TensorRef<'_>> {
-        let mut attention = Attention::new(self.q.view());
+        self.request(HostTensor::view)
+    }
+
+    /// The request with something made of each tensor in its place.
+    pub fn request<'a, T>(&'a self, mut make: impl FnMut(&'a HostTensor) -> T) -> Attention<T> {
+        let make = &mut make;
+        let mut attention = Attention::new(make(&self.q));
         attention.softmax_scale = self.case.softmax_scale;
         attention.softcap = self.case.softcap;
         for (branch, described) in self.branches.iter().zip(&self.case.branches) {
-            let mut segments = branch.segments.iter().zip(&described.segments).map(|(segment, described)| Segment {
-                k: segment.k.view(),
-                v: segment.v.view(),
-                bias: segment.bias.as_ref().map(HostTensor::view),
-                key_len: segment.key_len.as_ref().map(HostTensor::view),
-                causal: described.causal,
-                window: described.window,
-            });
-            let mut built = Branch::from(segments.next().expect("a branch has a segment"));
-            built = segments.fold(built, Branch::join);
-            if let GateCase::Scalar(gate) = described.gate {
-                built = built.gate(gate);
+            let mut segments = Vec::new();
+            for (segment, described) in branch.segments.iter().zip(&described.segments) {
+                segments.push(Segment {
+                    k: make(&segment.k),
+                    v: make(&segment.v),
+                    bias: segment.bias.as_ref().map(&mut *make),
+                    key_len: segment.key_len.as_ref().map(&mut *make),
+                    causal: described.causal,
+                    window: described.window,
+                });
             }
-            if let Some(gate) = &branch.gate {
-                built = built.gate_tensor(gate.view());
-            }
-            if let Some(region) = &branch.region {
-                built = built.region(region.view());
-            }
-            attention = attention.branch(built);
+            let gate = match (&branch.gate, &described.gate) {
+                (Some(gate), _) => Gate::Tensor(make(gate)),
+                (None, GateCase::Scalar(gate)) => Gate::Scalar(*gate),
+                (None, _) => Gate::Scalar(1.0),
+            };
+            let region = branch.region.as_ref().map(&mut *make);
+            attention = attention.branch(Branch { segments, gate, region });
         }
         attention
     }

@@ -14,7 +14,7 @@ mod list;
 mod naive;
 
 pub use bound::{Bound, bound};
-pub use data::{Data, HostTensor};
+pub use data::{Buffer, Data, HostTensor};
 pub use list::all;
 pub use naive::{naive, round_to};
 

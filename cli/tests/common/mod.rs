@@ -109,8 +109,14 @@ pub struct Said {
 
 /// Calls the binary.
 pub fn call(arguments: &[&str]) -> Said {
+    call_in(arguments, &[])
+}
+
+/// The same with other variables in its environment.
+pub fn call_in(arguments: &[&str], environment: &[(&str, &Path)]) -> Said {
     let output = Command::new(env!("CARGO_BIN_EXE_fused-attention"))
         .args(arguments)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .output()
         .expect("the binary starts");
