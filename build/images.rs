@@ -62,10 +62,7 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
     write(&out.join("images.list"), &list);
 
     let (major, minor) = images.nvcc.version;
-    let literal = |target: &Target| {
-        let (major, minor) = target.capability;
-        format!("Target {{ capability: ({major}, {minor}), form: Form::{:?} }}", target.form)
-    };
+    let literal = |target: &Target| format!("Target::new({:?}, {})", target.capability, target.form as usize);
     let listed: Vec<String> = targets.iter().map(literal).collect();
     let toolkit = format!("Some(Toolkit {{ version: ({major}, {minor}), targets: &[{}] }})", listed.join(", "));
     write(&out.join("toolkit.rs"), &toolkit);
@@ -142,7 +139,8 @@ type Arm = (String, String, PathBuf);
 impl Images {
     fn new(workspace: &Path, out: &Path, nvcc: Nvcc) -> Result<Self, String> {
         // OUT_DIR is TARGET/PROFILE/build/PACKAGE/out. Where cargo lays it out otherwise, every build has its own.
-        let beside = out.ancestors().find(|folder| folder.ends_with("build")).and_then(|build| build.parent()?.parent());
+        let beside =
+            out.ancestors().find(|folder| folder.ends_with("build")).and_then(|build| build.parent()?.parent());
         let kept = beside.unwrap_or(out).join("fused-attention-kernels");
         fs::create_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
         let lineinfo = env::var_os(LINEINFO).is_some_and(|value| value != "0" && !value.is_empty());

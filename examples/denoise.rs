@@ -9,9 +9,10 @@
 //! A patch without its like keeps its noise: see the rim of the cat's eye. A second branch therefore brings keys and
 //! values from a clean picture, her *other* eye, with a softmax, a gate and a region of its own, in the same call:
 //! `(1 - gate · region_i) · attention over the noisy picture + gate · region_i · attention over the reference`.
-//! The logits exist nowhere. The clean crop serves to measure PSNR and for nothing else.
+//! The logits exist nowhere. It runs on a GPU where there is one, else on the processor. The clean crop serves to measure PSNR and for nothing else.
 
-use fused_attention::{Attention, Branch, Engine, Segment, TensorMut, TensorRef};
+use fused_attention::{Attention, Branch, Engine, Outputs, Problem, Segment, Tensor, TensorMut, TensorRef};
+use half::f16;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::f32::consts::{PI, TAU};
@@ -24,10 +25,13 @@ const PHOTO: &[u8] = include_bytes!("data/chelsea.png");
 const SIGMA: f32 = 25.0;
 /// Patches are SIDE x SIDE pixels of 3 colours.
 const SIDE: usize = 5;
-const VALUE_DIM: usize = SIDE * SIDE * 3;
+const PATCH: usize = SIDE * SIDE * 3;
 /// Queries and keys: brightness at the 10 lowest frequencies and two mean colours, then two coordinates.
 const FEATURES: usize = 12;
-const HEAD_DIM: usize = FEATURES + 2;
+const COORDINATES: usize = 2;
+/// GPUs copy rows in 16-byte pieces: eight elements. What is left over is 0.
+const HEAD_DIM: usize = (FEATURES + COORDINATES).next_multiple_of(8);
+const VALUE_DIM: usize = PATCH.next_multiple_of(8);
 /// One pixel of distance counts as much as this many grey levels.
 const GREYS_PER_PIXEL: f32 = 3.5;
 /// h²: the projection is orthonormal, so that each feature carries noise of variance SIGMA².
@@ -79,8 +83,8 @@ fn denoise(path: &str) -> Result<(), Box<dyn std::error::Error>> {
 /// A picture's patches as attention takes them.
 struct Tokens {
     count: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Vec<f16>,
+    values: Vec<f16>,
     bias: Vec<f32>,
 }
 
@@ -90,11 +94,13 @@ impl Tokens {
         let (mut keys, mut values, mut bias) = (Vec::new(), Vec::new(), Vec::new());
         for (x, y) in picture.patches() {
             let patch: Vec<f32> = (0..SIDE).flat_map(|row| picture.row(x, y + row, SIDE)).copied().collect();
-            let mut key = project(&patch);
-            key.extend([x, y].map(|coordinate| coordinate as f32 * greys_per_pixel));
-            bias.push(-sharpness / BANDWIDTH * key.iter().map(|k| k * k).sum::<f32>());
-            keys.extend(key.iter().map(|k| k * sharpness));
-            values.extend(patch);
+            let features = project(&patch).into_iter();
+            let coordinates = [x, y].map(|coordinate| coordinate as f32 * greys_per_pixel);
+            // Rounded before it is squared: the bias has to cancel what the product says of the key.
+            let key: Vec<f16> = features.chain(coordinates).map(f16::from_f32).collect();
+            bias.push(-sharpness / BANDWIDTH * key.iter().map(|k| k.to_f32().powi(2)).sum::<f32>());
+            keys.extend(row::<HEAD_DIM>(key.iter().map(|k| k.to_f32() * sharpness)));
+            values.extend(row::<VALUE_DIM>(patch.into_iter()));
         }
         Tokens { count: bias.len(), keys, values, bias }
     }
@@ -107,6 +113,13 @@ impl Tokens {
         let values = TensorRef::bshd(&self.values, [1, self.count, 1, VALUE_DIM]);
         Segment::new(self.keys(), values).bias(TensorRef::contiguous(&self.bias, [1, 1, 1, self.count])).into()
     }
+}
+
+/// A row of the storage type, zeros at its end.
+fn row<const N: usize>(values: impl Iterator<Item = f32>) -> [f16; N] {
+    let mut row = [f16::ZERO; N];
+    row.iter_mut().zip(values).for_each(|(to, value)| *to = f16::from_f32(value));
+    row
 }
 
 /// The low frequencies of a patch's brightness (its discrete cosine transform) and its mean in two colour differences.
@@ -174,17 +187,19 @@ impl Picture {
     /// The picture of this size that attention makes: each pixel is the mean of what the patches that cover it say.
     fn attend(&self, attention: Attention<TensorRef<'_>>) -> Result<Self, fused_attention::Error> {
         let count = self.patches().count();
-        let mut patches = vec![0.0; count * VALUE_DIM];
+        let mut patches = vec![f16::ZERO; count * VALUE_DIM];
+        let out = TensorMut::bshd(&mut patches, [1, count, 1, VALUE_DIM]);
+        let choice = Engine::auto_for(&Problem::forward(&attention, &Outputs::new(out.desc()))?)?;
         let (start, before) = (std::time::Instant::now(), HELD.load(Relaxed));
         PEAK.store(before, Relaxed);
-        let plan = attention.forward(Engine::Cpu, TensorMut::bshd(&mut patches, [1, count, 1, VALUE_DIM]))?;
+        let plan = attention.forward(choice.engine, out)?;
         let (seconds, peak_bytes) = (start.elapsed().as_secs_f32(), PEAK.load(Relaxed) - before);
         let [scratch, measured] = [plan.workspace_bytes(), peak_bytes].map(|bytes| bytes / 1024);
         print!("branches {}, {seconds:.1} s, {} engine, ", attention.branches.len(), plan.engine().name());
         println!("{}, scratch {scratch} KiB planned, {measured} KiB measured", plan.kernel());
         let (mut sum, mut covers) = (vec![0.0; self.rgb.len()], vec![0.0; self.rgb.len()]);
         for ((x, y), patch) in self.patches().zip(patches.chunks_exact(VALUE_DIM)) {
-            for (at, value) in patch.iter().enumerate() {
+            for (at, value) in patch[..PATCH].iter().map(|value| value.to_f32()).enumerate() {
                 let to = ((y + at / (SIDE * 3)) * self.width + x) * 3 + at % (SIDE * 3);
                 (sum[to], covers[to]) = (sum[to] + value, covers[to] + 1.0);
             }

@@ -5,7 +5,7 @@
 //! attention per prompt, then `out + scale * (image * mask)`, each operation rounded to f16 and written to memory. Both
 //! are measured against the f64 oracle on a sample of queries. Run: `cargo run --release --example ip_adapter`.
 
-use fused_attention::{Attention, Branch, Engine, Error, Float, TensorMut, TensorRef};
+use fused_attention::{Attention, Branch, Engine, Error, Float, Outputs, Problem, Tensor, TensorMut, TensorRef};
 use half::f16;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rayon::prelude::*;
@@ -32,13 +32,17 @@ fn main() -> Result<(), Error> {
     let whole = layer.attention(1, SEQ_Q);
 
     let (mut fused, mut separate) = (vec![f16::NAN; ELEMENTS], vec![f16::NAN; ELEMENTS]);
+    // The same engine for both. Of a GPU the times include the copies there and back, and the separate passes make their
+    // elementwise operations on the processor, with more copies: benches/ has times of launches alone.
+    let out = tensor(&mut fused).desc();
+    let engine = Engine::auto_for(&Problem::forward(&whole, &Outputs::new(out))?)?.engine;
     let (mut fused_ms, mut separate_ms, mut scratch) = (Vec::new(), Vec::new(), 0);
     for _ in 0..RUNS {
         let start = Instant::now();
-        scratch = whole.forward(Engine::Cpu, tensor(&mut fused))?.workspace_bytes();
+        scratch = whole.forward(engine, tensor(&mut fused))?.workspace_bytes();
         fused_ms.push(start.elapsed().as_secs_f64() * 1e3);
         let start = Instant::now();
-        layer.separate_passes(&whole, &mut separate)?;
+        layer.separate_passes(engine, &whole, &mut separate)?;
         separate_ms.push(start.elapsed().as_secs_f64() * 1e3);
     }
 
@@ -47,7 +51,15 @@ fn main() -> Result<(), Error> {
     let [fused_error, separate_error, naive_error] =
         [sample(&fused), sample(&separate), layer.naive()].map(|got| Errors::of(&got, &oracle));
 
-    println!("{:16}{:>11}{:>16}{:>16}{:>17}", "path", "median", "intermediates", "largest error", "relative error");
+    println!(
+        "{} engine\n{:16}{:>11}{:>16}{:>16}{:>17}",
+        engine.name(),
+        "path",
+        "median",
+        "intermediates",
+        "largest error",
+        "relative error"
+    );
     let row = |path: &str, mut runs: Vec<f64>, bytes: usize, error: &Errors| {
         runs.sort_by(f64::total_cmp);
         let (ms, mib) = (runs[RUNS / 2], bytes as f64 / f64::from(1 << 20));
@@ -109,10 +121,10 @@ impl Layer {
     }
 
     /// What diffusers' IPAdapterAttnProcessor2_0 computes, with its roundings.
-    fn separate_passes(&self, whole: &Attention<TensorRef<'_>>, out: &mut [f16]) -> Result<(), Error> {
+    fn separate_passes(&self, engine: Engine, whole: &Attention<TensorRef<'_>>, out: &mut [f16]) -> Result<(), Error> {
         let pass = |n: usize, out: &mut [f16]| {
             let segment = whole.branches[n].segments[0].clone();
-            Attention::new(whole.q).branch(segment.into()).forward(Engine::Cpu, tensor(out))
+            Attention::new(whole.q).branch(segment.into()).forward(engine, tensor(out))
         };
         pass(0, out)?;
         let mut image = vec![f16::ZERO; out.len()];

@@ -1,10 +1,10 @@
 //! The public calls.
 
+#[cfg(feature = "cuda")]
+use crate::engine::cuda;
 #[cfg(feature = "emulated")]
 use crate::engine::emulated::{self, Settings};
 use crate::engine::reference::{self, Dense};
-#[cfg(feature = "cuda")]
-use crate::engine::cuda;
 use crate::engine::{cpu, host, plan};
 use crate::error::Error;
 #[cfg(feature = "emulated")]

@@ -88,10 +88,10 @@ mod error;
 mod plan;
 mod problem;
 
-#[cfg(feature = "emulated")]
-pub use engine::emulated;
 #[cfg(feature = "cuda")]
 pub use engine::cuda;
+#[cfg(feature = "emulated")]
+pub use engine::emulated;
 pub use engine::{Choice, device, plan, reference};
 pub use error::Error;
 pub use plan::{

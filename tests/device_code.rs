@@ -79,9 +79,9 @@ fn every_row_compiles_clean() {
     let mut compiled = Vec::new();
     for target in toolkit.targets {
         let of_target = || files.iter().filter(|file| file.target == *target);
-        let taken = rows.iter().filter(|row| {
-            row.device.as_ref().is_some_and(|code| code.compute_capability <= target.capability)
-        });
+        let taken = rows
+            .iter()
+            .filter(|row| row.device.as_ref().is_some_and(|code| code.compute_capability <= target.capability));
         let mut symbols: Vec<String> = taken.map(|row| row.symbol()).collect();
         let mut there: Vec<String> = of_target().map(|file| file.symbol.clone()).collect();
         symbols.sort();
@@ -218,7 +218,10 @@ fn check_page(version: (u32, u32), targets: &[Target], compiled: &[Compiled]) {
     let pinned = script.lines().find_map(|line| line.strip_prefix("VERSION=")).expect("it pins a version");
     let targets: Vec<String> = targets.iter().map(Target::to_string).collect();
     if !pinned.starts_with(&format!("{}.{}.", version.0, version.1)) || targets != ["sm_80", "compute_80", "sm_90a"] {
-        assert!(!set("UPDATE_DOCS"), "docs/kernels.md is nvcc {pinned}'s for the default targets: set NVCC=.cuda/bin/nvcc");
+        assert!(
+            !set("UPDATE_DOCS"),
+            "docs/kernels.md is nvcc {pinned}'s for the default targets: set NVCC=.cuda/bin/nvcc"
+        );
         return left_out(&format!("docs/kernels.md: it is of nvcc {pinned} and the default targets"));
     }
 
@@ -267,9 +270,16 @@ fn figures_are_read_right() {
     };
     row.inspect(SAID, ".version 9.1\n.target sm_80\n", b"no cubin");
     assert_eq!((row.registers, row.stack_bytes, row.spill_bytes), (255, 16, 20));
-    for fault in
-        ["C7510", "ptxas warning", "255 registers", "16 bytes stack", "8 bytes spill stores", "12 bytes spill", "4096", "(9, 1)"]
-    {
+    for fault in [
+        "C7510",
+        "ptxas warning",
+        "255 registers",
+        "16 bytes stack",
+        "8 bytes spill stores",
+        "12 bytes spill",
+        "4096",
+        "(9, 1)",
+    ] {
         assert!(row.faults.iter().any(|told| told.contains(fault)), "{fault} is not in {:?}", row.faults);
     }
     assert_eq!(row.faults.len(), 9, "{:?}", row.faults);

@@ -124,7 +124,9 @@ static ENGINES: LazyLock<Vec<Engine>> = LazyLock::new(|| {
     match stand_in_driver() {
         Some(_) => engines.push(Engine::Cuda),
         // Not eprintln: the test harness would swallow it.
-        None => drop(writeln!(std::io::stderr(), "LEFT OUT: the cuda engine through files: no kernels, or no emulator")),
+        None => {
+            drop(writeln!(std::io::stderr(), "LEFT OUT: the cuda engine through files: no kernels, or no emulator"))
+        }
     }
     engines
 });

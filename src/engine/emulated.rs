@@ -100,7 +100,8 @@ pub(crate) fn forward(
     let (Some(device), Some(kernel)) = (&instance.device, kernels::kernel(&instance.symbol())) else {
         return Err(refuse(vec![Reason::NotBuilt("the kernel is not part of this build")]));
     };
-    let rows = attention.tensors().filter(|(argument, _)| matches!(argument, Argument::Q | Argument::K(_) | Argument::V(_)));
+    let rows =
+        attention.tensors().filter(|(argument, _)| matches!(argument, Argument::Q | Argument::K(_) | Argument::V(_)));
     let mut misaligned: Vec<Reason> = rows
         .filter(|(_, tensor)| !aligned(tensor.offset, *tensor))
         .map(|(argument, _)| Reason::Alignment { argument })

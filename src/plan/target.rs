@@ -32,7 +32,16 @@ pub struct Toolkit {
     pub targets: &'static [Target],
 }
 
+impl Form {
+    const ALL: [Form; 3] = [Form::Ptx, Form::MachineCode, Form::Specific];
+}
+
 impl Target {
+    /// As the build script writes it down: the form by its number.
+    pub(crate) const fn new(capability: (u32, u32), form: usize) -> Target {
+        Target { capability, form: Form::ALL[form] }
+    }
+
     /// Reads `sm_80`, `sm_90a`, `compute_80`, or a bare capability: `80`, `8.0`, `90a`.
     pub fn parse(word: &str) -> Option<Target> {
         let (digits, ptx) = match (word.strip_prefix("sm_"), word.strip_prefix("compute_")) {
@@ -95,6 +104,7 @@ mod tests {
 
     #[test]
     fn names_are_read_as_nvcc_writes_them() {
+        assert!(Form::ALL.iter().enumerate().all(|(number, &form)| form as usize == number));
         for name in ["sm_80", "sm_90a", "compute_80", "sm_120a", "compute_103"] {
             assert_eq!(Target::parse(name).map(|target| target.to_string()).as_deref(), Some(name));
         }

@@ -111,10 +111,7 @@ impl Problem {
     ///
     /// # Errors
     /// [`Invalid`] with every rule that is broken.
-    pub fn forward<T: Tensor, O: Tensor>(
-        attention: &Attention<T>,
-        outputs: &Outputs<O>,
-    ) -> Result<Problem, Invalid> {
+    pub fn forward<T: Tensor, O: Tensor>(attention: &Attention<T>, outputs: &Outputs<O>) -> Result<Problem, Invalid> {
         validate::forward(attention, outputs)
     }
 

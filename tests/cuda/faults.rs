@@ -41,7 +41,8 @@ fn is_cleaning(calls: &[String], n: u64) -> bool {
     let current = |name: &String| name == "cuCtxGetCurrent" || name == "cuCtxSetCurrent";
     let next = rest.iter().find(|name| !current(name)).map_or("", String::as_str);
     current(&rest[0]) && ["Free", "Destroy", "Release", "Record"].iter().any(|word| next.contains(word))
-        || rest[0] == "cuEventRecord" || rest[0] == "cuStreamWaitEvent"
+        || rest[0] == "cuEventRecord"
+        || rest[0] == "cuStreamWaitEvent"
 }
 
 #[test]
@@ -96,7 +97,8 @@ fn nothing_is_left_behind() {
             // A free that fails leaves what it should have freed. So does a question that cudarc asks about the context that
             // it has just retained, and then forgets. Everything else leaves nothing.
             let frees = ["Free", "Destroy", "Release"].iter().any(|word| name.contains(word));
-            let forgotten = calls[(n as usize).saturating_sub(2)..].starts_with(&["cuDevicePrimaryCtxRetain".to_string(), name.clone()]);
+            let forgotten = calls[(n as usize).saturating_sub(2)..]
+                .starts_with(&["cuDevicePrimaryCtxRetain".to_string(), name.clone()]);
             if frees || forgotten || is_cleaning(&calls, n) {
                 return_everything(&control);
                 continue;
@@ -112,8 +114,7 @@ fn return_everything(control: &Control) {
     while control.live()["retained"] > 0 {
         let context = CudaContext::new(0).expect("a device");
         // SAFETY: nothing of it is in use; each call gives back one of the two retentions, the drop the other.
-        unsafe { primary_ctx::release(context.cu_device()) }
-            .expect("a release");
+        unsafe { primary_ctx::release(context.cu_device()) }.expect("a release");
     }
 }
 

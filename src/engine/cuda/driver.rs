@@ -224,9 +224,8 @@ impl Driver {
         let mut loaded = ptr::null_mut();
         let none = ptr::null_mut();
         // SAFETY: the driver copies the image; no options are passed.
-        let code = unsafe {
-            (launches.cuLibraryLoadData)(&mut loaded, image.as_ptr().cast(), none, none, 0, none, none, 0)
-        };
+        let code =
+            unsafe { (launches.cuLibraryLoadData)(&mut loaded, image.as_ptr().cast(), none, none, 0, none, none, 0) };
         // SAFETY: puts back what was there.
         let put_back = unsafe { (launches.cuThreadExchangeStreamCaptureMode)(&mut mode) };
         self.check("cuLibraryLoadData", code)?;
@@ -251,8 +250,7 @@ impl Driver {
         let device = self.handle(ordinal as c_int)?;
         let bytes = shared_bytes as c_int;
         // SAFETY: `kernel` comes from cuLibraryGetKernel, `device` from cuDeviceGet.
-        let code =
-            unsafe { (launches.cuKernelSetAttribute)(MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes, kernel, device) };
+        let code = unsafe { (launches.cuKernelSetAttribute)(MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes, kernel, device) };
         self.check("cuKernelSetAttribute", code)?;
         Ok(Kernel(kernel))
     }

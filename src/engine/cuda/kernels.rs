@@ -1,7 +1,7 @@
 //! The kernels of this build, loaded when first used: once for all contexts of a process, from any thread.
 
 use super::driver::{Driver, Kernel, LoadedImage};
-use crate::plan::{CudaDevice, Form, Instance, Reason, Target};
+use crate::plan::{CudaDevice, Instance, Reason, Target};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::{LazyLock, PoisonError, RwLock};

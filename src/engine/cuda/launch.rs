@@ -2,10 +2,12 @@
 
 use super::bind::{self, Bindings, Bound, too_short};
 use super::driver::{Driver, Kernel, driver};
-use super::{failed, kernels};
 use super::tensor::{CudaTensor, CudaTensorMut};
+use super::{failed, kernels};
 use crate::error::Error;
-use crate::plan::{CudaDevice, Device, DeviceCode, Engine, Plan, Reason, Refusal, TOOLKIT, Toolkit, launch, table_reasons};
+use crate::plan::{
+    CudaDevice, Device, DeviceCode, Engine, Plan, Reason, Refusal, TOOLKIT, Toolkit, launch, table_reasons,
+};
 use crate::problem::{Argument, Attention, Invalid, Outputs, Problem, Rule, Tensor, Violation};
 use cudarc::driver::{CudaContext, CudaStream, SyncOnDrop};
 use smallvec::SmallVec;
