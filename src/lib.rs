@@ -56,7 +56,8 @@
 //! AttentionDesc ──▶ Problem ──▶ Plan ──▶ engine
 //! what is asked     it is       which    reference   f64, naive: the oracle
 //! (plain data)      legal       kernel   cpu         tiled, all cores
-//!                                        emulated    the CUDA kernels' source, on the CPU
+//!                                        cuda        kernels of CUDA C++, on a GPU
+//!                                        emulated    their source, on the CPU
 //! ```
 //!
 //! [`Attention`] holds tensors in host memory or, as [`AttentionDesc`], their descriptions alone; [`Problem`] can only be
@@ -73,13 +74,14 @@
 //!
 //! # Features
 //!
-//! * `cuda` (default): finds the NVIDIA driver at run time; nothing is linked, and it builds and runs without one.
+//! * `cuda` (default): compiles the kernels where there is nvcc, and finds the NVIDIA driver at run time; nothing is linked, and it
+//!   builds and runs without either. `cuda` is the module then.
 //! * `emulated`: the CUDA kernels on the CPU, every access checked; needs a C++ compiler. For tests and the command line.
 //!
 //! # Unsafe code
 //!
 //! Writing disjoint rows of one output from several threads (`engine/cpu/shared.rs`), calling the matrix product
-//! (`engine/cpu/tile.rs`), loading the driver library and asking it about devices (`engine/cuda/driver.rs`), and, with
+//! (`engine/cpu/tile.rs`), calling the CUDA driver and vouching for what its kernels are given (`engine/cuda/`), and, with
 //! `emulated`, vouching for the kernels' parameter block and entry points (`engine/emulated.rs`).
 
 mod attention;
