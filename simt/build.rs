@@ -30,6 +30,9 @@ const EMULATOR: &[&str] = &[
     "wgmma",
 ];
 
+/// The interpreter of PTX, part of the emulator.
+const PTX: &[&str] = &["arithmetic", "interpret", "memory", "parse", "primitives"];
+
 /// The stand-in for the CUDA driver; linked by whoever has kernels for it.
 const DRIVER: &[&str] = &["contexts", "control", "graphs", "images", "launch", "memory", "state", "streams"];
 
@@ -53,6 +56,9 @@ fn main() {
     for name in EMULATOR {
         emulator.file(here.join(format!("emulator/{name}.cpp")));
     }
+    for name in PTX {
+        emulator.file(here.join(format!("ptx/{name}.cpp")));
+    }
     emulator.compile("simt_emulator");
     if cfg!(target_os = "linux") {
         let mut driver = cc::Build::new();
@@ -63,7 +69,7 @@ fn main() {
         }
         driver.compile("simt_driver");
     }
-    for path in ["build.rs", "build_support.rs", "driver", "emulator", "include", "../kernels/ptx"] {
+    for path in ["build.rs", "build_support.rs", "driver", "emulator", "include", "ptx", "../kernels/ptx"] {
         println!("cargo::rerun-if-changed={}", here.join(path).display());
     }
     // DEP_SIMT_EMULATOR_INCLUDE and _ARCHIVES in the build scripts of dependents.

@@ -64,6 +64,7 @@ Code parse_ptx(const std::string& text, int driver_version, Image& image) {
   if (dot == std::string::npos) return INVALID_PTX;
   if (atoi(version.c_str()) * 10 + atoi(version.c_str() + dot + 1) > newest) return UNSUPPORTED_PTX_VERSION;
   image.ptx = true;
+  image.text = text;
   image.architecture = atoi(target.c_str() + 3);
   for (size_t at = 0; (at = text.find(".entry", at)) != std::string::npos; at++)
     image.names.push_back(word_after(text.substr(at), ".entry"));

@@ -36,6 +36,33 @@ Code unload(void* handle) {
   return SUCCESS;
 }
 
+// Machine code cannot be run: its source can, compiled for the emulator under the same name.
+Code find_registered(Function& function) {
+  const SimtRegisteredKernel* kernel = simt_registered_kernels;
+  while (kernel->name && kernel->name != function.name) kernel++;
+  if (!kernel->name) {
+    fprintf(stderr, "stand-in driver: %s was not compiled for the emulator\n", function.name.c_str());
+    return NOT_FOUND;
+  }
+  function.kernel = kernel;
+  function.params_bytes = kernel->params_bytes;
+  return SUCCESS;
+}
+
+// PTX is run as it is.
+Code read_program(Function& function) {
+  char* error = nullptr;
+  const void* program = simt_ptx_parse(function.library->image.text.c_str(), function.name.c_str(), &error);
+  if (!program) {
+    fprintf(stderr, "stand-in driver: %s: %s\n", function.name.c_str(), error);
+    simt_text_free(error);
+    return INVALID_PTX;
+  }
+  function.program = {program, &simt_ptx_free};
+  function.params_bytes = simt_ptx_param_bytes(program);
+  return SUCCESS;
+}
+
 Code function_of(void** function, void* handle, const char* name) {
   auto* library = static_cast<Library*>(handle);
   Driver& d = state();
@@ -43,16 +70,17 @@ Code function_of(void** function, void* handle, const char* name) {
   if (!function || !name) return INVALID_VALUE;
   const std::vector<std::string>& names = library->image.names;
   if (std::find(names.begin(), names.end(), name) == names.end()) return NOT_FOUND;
-  const SimtRegisteredKernel* kernel = simt_registered_kernels;
-  while (kernel->name && strcmp(kernel->name, name) != 0) kernel++;
-  if (!kernel->name) {
-    fprintf(stderr, "stand-in driver: %s is in the image, but was not compiled for the emulator\n", name);
-    return NOT_FOUND;
-  }
   auto known = std::find_if(d.functions.begin(), d.functions.end(), [&](const Function* f) {
-    return f->library == library && f->kernel == kernel;
+    return f->library == library && f->name == name;
   });
-  if (known == d.functions.end()) known = d.functions.insert(new Function{library, kernel, {}}).first;
+  if (known == d.functions.end()) {
+    auto* made = new Function{library, name, nullptr, nullptr, 0, {}};
+    if (Code code = library->image.ptx ? read_program(*made) : find_registered(*made)) {
+      delete made;
+      return code;
+    }
+    known = d.functions.insert(made).first;
+  }
   *function = *known;
   return SUCCESS;
 }
@@ -69,7 +97,7 @@ Code allow_shared(void* handle, int attribute, int value, int device) {
 }
 
 // A kernel at its turn: on the memory that its context has now.
-Code execute(Context& context, const SimtRegisteredKernel& kernel, const LaunchRecord& record,
+Code execute(Context& context, const SimtRegisteredKernel* kernel, const void* program, const LaunchRecord& record,
              const std::vector<char>& params) {
   Driver& d = state();
   d.launches.push_back(record);
@@ -83,7 +111,8 @@ Code execute(Context& context, const SimtRegisteredKernel& kernel, const LaunchR
   }
   for (size_t i = 0; i < buffers.size(); i++) buffers[i].name = names[i].c_str();
   SimtLaunch launch{};
-  launch.entry = kernel.entry;
+  launch.entry = kernel ? kernel->entry : nullptr;
+  launch.program = program;
   launch.params = params.data();
   launch.params_bytes = params.size();
   std::copy_n(record.grid, 3, launch.grid);
@@ -98,7 +127,7 @@ Code execute(Context& context, const SimtRegisteredKernel& kernel, const LaunchR
   const char* message = nullptr;
   const SimtFaultKind fault = simt_result_fault(result, &message);
   if (fault != SIMT_NO_FAULT) {
-    d.fault = kernel.name + std::string(": ") + message;
+    d.fault = record.kernel + ": " + message;
     fprintf(stderr, "stand-in driver: %s\n", d.fault.c_str());
   }
   simt_result_free(result);
@@ -194,7 +223,7 @@ Code cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned gri
   const Device& device = d.devices[context.device];
   if (!library.image.loads_on(device.capability)) return NO_BINARY_FOR_GPU;
 
-  const LaunchRecord record{function->kernel->name, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
+  const LaunchRecord record{function->name, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
                             shared_bytes};
   const uint64_t threads = uint64_t(block_x) * block_y * block_z;
   if (!grid_x || !grid_y || !grid_z || grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535) return INVALID_VALUE;
@@ -205,9 +234,9 @@ Code cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned gri
   if (!params || !params[0] || extra) return INVALID_VALUE;
 
   const char* block = static_cast<const char*>(params[0]);
-  std::vector<char> copied(block, block + function->kernel->params_bytes);
-  const SimtRegisteredKernel& kernel = *function->kernel;
-  return enqueue(*stream, [&context, &kernel, record, copied = std::move(copied)] {
-    return execute(context, kernel, record, copied);
+  std::vector<char> copied(block, block + function->params_bytes);
+  return enqueue(*stream, [&context, kernel = function->kernel, program = function->program, record,
+                           copied = std::move(copied)] {
+    return execute(context, kernel, program.get(), record, copied);
   });
 }

@@ -66,6 +66,7 @@ struct Allocation {
 // One machine code or PTX image with the names of its kernels.
 struct Image {
   bool ptx;
+  std::string text;  // of PTX
   int architecture;  // 80 for sm_80
   std::vector<std::string> names;
 
@@ -83,7 +84,10 @@ struct Library {
 // A CUfunction of a module, or a CUkernel of a library.
 struct Function {
   Library* library;
-  const SimtRegisteredKernel* kernel;
+  std::string name;
+  const SimtRegisteredKernel* kernel;          // null where PTX is interpreted
+  std::shared_ptr<const void> program;         // of PTX
+  size_t params_bytes;
   std::map<int, int> dynamic_shared;  // the most allowed, by device
 };
 

@@ -3,6 +3,7 @@
 
 #include "launch.hpp"
 #include "tensor_map.hpp"
+#include "../ptx/program.hpp"
 
 #include <cstdlib>
 #include <cstring>
@@ -34,6 +35,17 @@ const SimtSite* simt_result_sites(const SimtResult* result, size_t* count) {
 
 void simt_result_free(SimtResult* result) { delete result; }
 
+const void* simt_ptx_parse(const char* text, const char* kernel, char** error) {
+  auto* program = new simt::Program();
+  std::string wrong;
+  if (simt::parse_ptx(text, kernel, *program, wrong)) return program;
+  delete program;
+  *error = strdup(wrong.c_str());
+  return nullptr;
+}
+size_t simt_ptx_param_bytes(const void* program) { return static_cast<const simt::Program*>(program)->param_bytes; }
+void simt_ptx_free(const void* program) { delete static_cast<const simt::Program*>(program); }
+
 const char* simt_encode_tensor_map(void* map, const void* base, const uint64_t dimensions[4], const uint64_t strides[3],
                                    const uint32_t box[4], uint32_t swizzle_bytes) {
   simt::TensorLayout layout;
@@ -54,6 +66,6 @@ char* simt_locations(const uint32_t* pcs, size_t count) {
   return strdup(simt::symbolise(lines).c_str());
 }
 
-void simt_locations_free(char* text) { free(text); }
+void simt_text_free(char* text) { free(text); }
 
 }  // extern "C"

@@ -41,6 +41,7 @@ typedef struct SimtBuffer {
 
 typedef struct SimtLaunch {
   void (*entry)(const void* params);
+  const void* program; /* of simt_ptx_parse, to interpret in place of the entry; NULL: none */
   const void* params;
   size_t params_bytes;
   uint32_t grid[3], block[3];
@@ -79,6 +80,11 @@ const SimtBufferStats* simt_result_buffers(const SimtResult* result, size_t* cou
 const SimtSite* simt_result_sites(const SimtResult* result, size_t* count);
 void simt_result_free(SimtResult* result);
 
+/* Reads a kernel of a PTX module. NULL if something in it is wrong or not known: then `error` is a text to be freed. */
+const void* simt_ptx_parse(const char* text, const char* kernel, char** error);
+size_t simt_ptx_param_bytes(const void* program);
+void simt_ptx_free(const void* program);
+
 /* Encodes a tensor map for cp.async.bulk.tensor into 128 bytes: four dimensions of 16-bit elements, strides in bytes of
  * the outer three. Returns the rule that is broken, a literal, or NULL. */
 const char* simt_encode_tensor_map(void* map, const void* base, const uint64_t dimensions[4], const uint64_t strides[3],
@@ -86,7 +92,7 @@ const char* simt_encode_tensor_map(void* map, const void* base, const uint64_t d
 
 /* The source lines of sites, one line of text each. Slow the first time. */
 char* simt_locations(const uint32_t* pcs, size_t count);
-void simt_locations_free(char* text);
+void simt_text_free(char* text);
 
 #ifdef __cplusplus
 }

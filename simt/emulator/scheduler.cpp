@@ -4,6 +4,8 @@
 
 #include <map>
 
+#include "../ptx/program.hpp"
+
 namespace simt {
 
 thread_local Block* block = nullptr;
@@ -104,7 +106,10 @@ constexpr uint64_t CANARY = 0x5717c4a95717c4a9;
 uint64_t& canary_of(Thread& t) { return *reinterpret_cast<uint64_t*>(t.stack); }
 
 void thread_main() {
-  block->launch->request->entry(block->launch->request->params);
+  const SimtLaunch& request = *block->launch->request;
+  interpreted_at = 0;
+  if (request.program) interpret(*static_cast<const Program*>(request.program), request.params);
+  else request.entry(request.params);
 
   Thread& t = *self;
   Warp& warp = *t.warp;

@@ -99,6 +99,7 @@ void look_up(const std::vector<Pc>& pcs, std::map<Pc, std::string>& known) {
 }  // namespace
 
 const char image_anchor = 0;
+thread_local Pc interpreted_at = 0;
 
 std::string at(Pc pc) { return OPEN + std::to_string(pc) + CLOSE; }
 
@@ -117,7 +118,8 @@ std::string symbolise(const std::string& message) {
     }
   };
   each_site([&](size_t, size_t, Pc pc) {
-    if (known.emplace(pc, "").second) missing.push_back(pc);
+    if (is_interpreted(pc)) known[pc] = "PTX line " + std::to_string(pc & ~INTERPRETED);
+    else if (known.emplace(pc, "").second) missing.push_back(pc);
   });
   if (!missing.empty()) look_up(missing, known);
   std::string text;

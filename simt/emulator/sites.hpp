@@ -15,6 +15,13 @@ inline Pc pc_of(const void* return_address) {
   return static_cast<Pc>(static_cast<const char*>(return_address) - &image_anchor);
 }
 
+// A site in PTX that is interpreted is its line, in numbers that no distance of an image's parts reaches.
+constexpr Pc INTERPRETED = 0x80000000;
+inline bool is_interpreted(Pc pc) { return pc >> 30 == INTERPRETED >> 30; }
+// The instruction that this OS thread interprets; 0: what runs is compiled.
+extern thread_local Pc interpreted_at;
+inline Pc site_of(const void* return_address) { return interpreted_at ? interpreted_at : pc_of(return_address); }
+
 // What stands for a site in a message until `symbolise` has replaced it. Messages are composed on a fiber's small
 // stack, where running another program would be unwise.
 std::string at(Pc pc);
@@ -35,4 +42,4 @@ std::string symbolise(const std::string& message);
 }  // namespace simt
 
 // The site of the primitive or hook that evaluates this: where the kernel called it.
-#define SIMT_CALLER (::simt::pc_of(__builtin_return_address(0)))
+#define SIMT_CALLER (::simt::site_of(__builtin_return_address(0)))

@@ -13,6 +13,7 @@ pub struct Buffer {
 #[repr(C)]
 pub struct Launch {
     pub entry: unsafe extern "C" fn(*const c_void),
+    pub program: *const c_void,
     pub params: *const c_void,
     pub params_bytes: usize,
     pub grid: [u32; 3],
@@ -57,5 +58,8 @@ unsafe extern "C" {
         swizzle_bytes: u32,
     ) -> *const c_char;
     pub fn simt_locations(pcs: *const u32, count: usize) -> *mut c_char;
-    pub fn simt_locations_free(text: *mut c_char);
+    pub fn simt_text_free(text: *mut c_char);
+    pub fn simt_ptx_parse(text: *const c_char, kernel: *const c_char, error: *mut *mut c_char) -> *const c_void;
+    pub fn simt_ptx_param_bytes(program: *const c_void) -> usize;
+    pub fn simt_ptx_free(program: *const c_void);
 }

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use bytemuck::{NoUninit, Pod};
 
 use crate::report::Outcome;
-use crate::{Fault, Report, SyncSite, ffi};
+use crate::{Fault, Program, Report, SyncSite, ffi};
 
 /// The entry function of a kernel whose parameter block is a `P`.
 pub struct Kernel<P> {
@@ -51,6 +51,7 @@ pub struct Launch<'a, P> {
     seed: u64,
     registers: u32,
     checks: Checks,
+    program: Option<&'a Program>,
     names: Vec<String>,
     buffers: Vec<RawBuffer>,
     dropped: Vec<u32>,
@@ -75,6 +76,7 @@ impl<'a, P: NoUninit> Launch<'a, P> {
             seed: 0,
             registers: 0,
             checks: Checks::Full,
+            program: None,
             names: Vec::new(),
             buffers: Vec::new(),
             dropped: Vec::new(),
@@ -116,6 +118,16 @@ impl<'a, P: NoUninit> Launch<'a, P> {
     /// How closely the launch is watched.
     pub fn checks(mut self, checks: Checks) -> Self {
         self.checks = checks;
+        self
+    }
+
+    /// Interprets a program in place of the kernel: what nvcc made of the same source.
+    ///
+    /// # Panics
+    /// If its parameter block is not as long as `P`.
+    pub fn program(mut self, program: &'a Program) -> Self {
+        assert_eq!(program.param_bytes(), size_of::<P>(), "bytes of the program's parameter block");
+        self.program = Some(program);
         self
     }
 
@@ -168,6 +180,7 @@ impl<'a, P: NoUninit> Launch<'a, P> {
             .collect();
         let launch = ffi::Launch {
             entry: self.kernel.entry,
+            program: self.program.map_or(std::ptr::null(), Program::as_ptr),
             params: std::ptr::from_ref(params).cast(),
             params_bytes: size_of::<P>(),
             grid: self.grid,

@@ -11,9 +11,11 @@
 
 mod ffi;
 mod launch;
+mod program;
 mod report;
 mod tensor_map;
 
 pub use launch::{Checks, Kernel, Launch};
+pub use program::Program;
 pub use report::{BufferStats, Fault, FaultKind, Report, Stats, SyncSite, SyncSites};
 pub use tensor_map::{Swizzle, TensorMap};

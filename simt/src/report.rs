@@ -84,7 +84,7 @@ impl SyncSites {
         let lines = unsafe {
             let lent = ffi::simt_locations(pcs.as_ptr(), pcs.len());
             let lines = text(lent);
-            ffi::simt_locations_free(lent);
+            ffi::simt_text_free(lent);
             lines
         };
         let mut sites: Vec<SyncSite> = Vec::new();

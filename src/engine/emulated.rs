@@ -6,10 +6,16 @@ use crate::plan::launch::{self, Launch};
 use crate::plan::params::ForwardParams;
 use crate::plan::{Plan, Reason, Refusal};
 use crate::problem::{Argument, Attention, Problem, Tensor, TensorMut, TensorRef};
-use simt::{Checks, Kernel};
+use simt::{Checks, Kernel, Program};
 pub use simt::{Report, Stats, SyncSite};
 use std::ffi::c_void;
 use std::path::Path;
+use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use std::{
+    collections::HashMap,
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
 /// How a launch is emulated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +28,24 @@ pub struct Settings {
     pub kernel: Option<String>,
     /// Blocks that run at once, each on a thread of its own.
     pub workers: u32,
+    /// Which form of the kernels runs.
+    pub rung: Rung,
     /// A synchronisation of an earlier report to turn into a no-op, to see that something notices.
     pub without: Option<SyncSite>,
 }
 
+/// A form of the kernels that the emulator runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rung {
+    /// Their source, compiled by the host's compiler.
+    Source,
+    /// What nvcc made of it, the PTX that this build embeds, interpreted.
+    Ptx,
+}
+
 impl Default for Settings {
     fn default() -> Self {
-        Settings { compute_capability: (8, 0), kernel: None, seed: 0, workers: 1, without: None }
+        Settings { compute_capability: (8, 0), kernel: None, seed: 0, workers: 1, rung: Rung::Source, without: None }
     }
 }
 
@@ -45,6 +62,25 @@ pub fn stand_in_driver() -> Option<&'static Path> {
 mod kernels {
     use super::{ForwardParams, Kernel, c_void};
     include!(concat!(env!("OUT_DIR"), "/emulated_kernels.rs"));
+}
+
+/// The row's PTX, read once.
+#[cfg(feature = "cuda")]
+fn program(symbol: &str) -> Result<Arc<Program>, String> {
+    static READ: LazyLock<Mutex<HashMap<String, Arc<Program>>>> = LazyLock::new(Mutex::default);
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(program) = read.get(symbol) {
+        return Ok(program.clone());
+    }
+    let ptx = super::cuda::ptx(symbol).ok_or("this build has no PTX of the kernel; build it with nvcc")?;
+    let program = Arc::new(Program::parse(&ptx, symbol)?);
+    read.insert(symbol.to_string(), program.clone());
+    Ok(program)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn program(_: &str) -> Result<Arc<Program>, String> {
+    Err("built without the `cuda` feature, and so without PTX; enable it".to_string())
 }
 
 /// Memory of the emulated device: aligned as the device's allocator aligns it, and ending where the slice ends.
@@ -127,6 +163,10 @@ pub(crate) fn forward(
         return Ok(None);
     }
 
+    let program = match settings.rung {
+        Rung::Source => None,
+        Rung::Ptx => Some(program(&instance.symbol()).map_err(Failure::Fault)?),
+    };
     let mut emulation = simt::Launch::new(kernel, [blocks, 1, 1], threads)
         .shared_bytes(shared_bytes)
         .seed(settings.seed)
@@ -138,6 +178,9 @@ pub(crate) fn forward(
     emulation.output("out", out_memory.bytes_mut());
     if let Some(memory) = &mut lse_memory {
         emulation.output("lse", memory.bytes_mut());
+    }
+    if let Some(program) = &program {
+        emulation = emulation.program(program);
     }
     if let Some(site) = &settings.without {
         emulation = emulation.drop_site(site);

@@ -61,6 +61,17 @@ pub(super) fn kernel(driver: &Driver, row: &'static Instance, device: &CudaDevic
     Ok(kernel)
 }
 
+/// The text of a row's PTX, if this build has it.
+#[cfg(feature = "emulated")]
+pub(crate) fn ptx(symbol: &str) -> Option<String> {
+    let mut of_row = IMAGES.iter().filter(|image| image.symbol == symbol);
+    let image = of_row.find(|image| image.target.form == crate::plan::Form::Ptx)?;
+    let mut bytes = miniz_oxide::inflate::decompress_to_vec(image.deflated).ok()?;
+    // For the driver the text ends with a zero byte.
+    bytes.pop();
+    String::from_utf8(bytes).ok()
+}
+
 impl Image {
     /// The bytes, aligned for the driver.
     fn inflate(&self) -> Result<Vec<u128>, Reason> {

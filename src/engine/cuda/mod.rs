@@ -17,6 +17,8 @@ use crate::plan::CudaError;
 pub use cudarc;
 use cudarc::driver::DriverError;
 pub(crate) use host_copy::forward;
+#[cfg(feature = "emulated")]
+pub(crate) use kernels::ptx;
 pub(crate) use launch::supported;
 use launch::{Ready, enqueue, ready};
 pub use launch::{devices, driver_version, toolkit};
