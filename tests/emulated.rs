@@ -4,16 +4,37 @@
 mod cases;
 
 use cases::{Case, Data, GateCase, RegionCase, all, bound, naive};
-use fused_attention::emulated::{Report, Settings, SyncSite};
+use fused_attention::emulated::{Report, Rung, Settings, SyncSite};
 use fused_attention::{Causal, DType, Engine, Error, INSTANCES, Outputs};
+#[cfg(feature = "cuda")]
+use fused_attention::{Form, cuda};
 use rayon::prelude::*;
+use std::io::Write;
 
-/// The kernels of the table.
-fn kernels() -> Vec<&'static str> {
-    let mut kernels: Vec<&str> =
+/// Each kernel of the table alone, as its source has it and as nvcc does.
+fn kernels() -> Vec<Settings> {
+    let mut names: Vec<&str> =
         INSTANCES.iter().filter(|row| row.runs_on(Engine::Emulated)).map(|row| row.kernel).collect();
-    kernels.dedup();
-    kernels
+    names.dedup();
+    let of = |rung| names.iter().map(move |name| Settings { kernel: Some(name.to_string()), rung, ..Settings::default() });
+    of(Rung::Source).chain(rungs().contains(&Rung::Ptx).then(|| of(Rung::Ptx)).into_iter().flatten()).collect()
+}
+
+/// The forms of the kernels that this build has.
+fn rungs() -> &'static [Rung] {
+    #[cfg(feature = "cuda")]
+    if cuda::toolkit().is_some_and(|toolkit| toolkit.targets.iter().any(|target| target.form == Form::Ptx)) {
+        return &[Rung::Source, Rung::Ptx];
+    }
+    assert!(std::env::var_os("FUSED_ATTENTION_REQUIRE_KERNELS").is_none_or(|value| value == "0"), "no PTX in this build");
+    // Not eprintln: the test harness would swallow it.
+    let _ = writeln!(std::io::stderr(), "LEFT OUT: kernels as nvcc's PTX: this build has none; run scripts/get-nvcc");
+    &[Rung::Source]
+}
+
+/// For messages.
+fn name(settings: &Settings) -> String {
+    format!("{} {:?}", settings.kernel.as_deref().unwrap_or_default(), settings.rung)
 }
 
 /// Cases small enough to be run many times.
@@ -32,21 +53,17 @@ fn run(data: &Data, settings: &Settings) -> Result<Emulated, Error> {
     Ok((out.values(), lse.values(), report))
 }
 
-fn with(kernel: &str) -> Settings {
-    Settings { kernel: Some(kernel.to_string()), ..Settings::default() }
-}
-
 #[test]
 fn each_kernel_alone_is_within_the_bound_and_free_of_bank_conflicts() {
-    for kernel in kernels() {
-        let ran: usize = cases().par_iter().map(|case| usize::from(ran_within_bound(kernel, case))).sum();
-        assert!(ran >= 20, "{kernel} takes {ran} cases");
+    for settings in kernels() {
+        let ran: usize = cases().par_iter().map(|case| usize::from(ran_within_bound(&settings, case))).sum();
+        assert!(ran >= 20, "{} takes {ran} cases", name(&settings));
     }
 }
 
-fn ran_within_bound(kernel: &str, case: &Case) -> bool {
-    let data = Data::new(case, 21);
-    let (out, lse, report) = match run(&data, &with(kernel)) {
+fn ran_within_bound(settings: &Settings, case: &Case) -> bool {
+    let (data, kernel) = (Data::new(case, 21), name(settings));
+    let (out, lse, report) = match run(&data, settings) {
         Ok(emulated) => emulated,
         Err(Error::Refused(_)) => return false,
         Err(error) => panic!("{kernel} {}: {error}", case.name),
@@ -68,13 +85,15 @@ fn ran_within_bound(kernel: &str, case: &Case) -> bool {
 
 #[test]
 fn every_row_of_the_table_runs() {
-    let rows: Vec<_> = INSTANCES.iter().filter(|row| row.runs_on(Engine::Emulated)).collect();
-    rows.par_iter().for_each(|row| {
+    let rows = INSTANCES.iter().filter(|row| row.runs_on(Engine::Emulated));
+    let rows: Vec<_> = rows.flat_map(|row| rungs().iter().map(move |&rung| (row, rung))).collect();
+    rows.par_iter().for_each(|&(row, rung)| {
         let shape = [1, 70, 2, row.max_head_dim];
         let case = Case::decoupled(row.symbol(), row.dtypes[0], shape, 50, &[20]).region(1, RegionCase::Shared);
         let data = Data::new(&case, 25);
         let (mut out, _) = data.outputs();
-        let (plan, _) = data.attention().forward_emulated(&with(row.kernel), out.view_mut()).expect("a legal problem");
+        let settings = Settings { kernel: Some(row.kernel.to_string()), rung, ..Settings::default() };
+        let (plan, _) = data.attention().forward_emulated(&settings, out.view_mut()).expect("a legal problem");
         assert_eq!(plan.symbol(), row.symbol());
         let oracle = data.attention().forward_f64().expect("a legal problem");
         let check = bound(case.dtype, &out.values(), &naive(&data).out, &oracle.out.values);
@@ -84,11 +103,12 @@ fn every_row_of_the_table_runs() {
 
 #[test]
 fn queries_are_read_once_and_results_written_once() {
-    for kernel in kernels() {
+    for settings in kernels() {
+        let kernel = name(&settings);
         let case = Case::decoupled("traffic", DType::F16, [2, 150, 3, 40], 77, &[4, 16]).value_dim(32);
         let data = Data::new(&case, 22);
         let (mut out, _) = data.outputs();
-        let (_, report) = data.attention().forward_emulated(&with(kernel), out.view_mut()).expect("a legal problem");
+        let (_, report) = data.attention().forward_emulated(&settings, out.view_mut()).expect("a legal problem");
         let report = report.expect("there are queries");
         let (q, out) = (report.buffer("q"), report.buffer("out"));
         let rows = 2 * 150 * 3 * 2;
@@ -111,11 +131,12 @@ fn eventful() -> Vec<Case> {
 
 #[test]
 fn a_hundred_schedules_give_the_same_bits() {
-    for kernel in kernels() {
+    for settings in kernels() {
+        let kernel = name(&settings);
         for case in eventful() {
             let data = Data::new(&case, 23);
             let bits = |seed: u64| -> Vec<u32> {
-                let (out, lse, _) = run(&data, &Settings { seed, ..with(kernel) })
+                let (out, lse, _) = run(&data, &Settings { seed, ..settings.clone() })
                     .unwrap_or_else(|error| panic!("{kernel} {} seed {seed}: {error}", case.name));
                 out.iter().chain(&lse).map(|value| value.to_bits()).collect()
             };
@@ -127,11 +148,11 @@ fn a_hundred_schedules_give_the_same_bits() {
 
 #[test]
 fn every_synchronisation_is_needed() {
-    for kernel in kernels() {
+    for settings in kernels().iter().filter(|settings| settings.rung == Rung::Source) {
+        let kernel = name(settings);
         let mut sites: Vec<SyncSite> = Vec::new();
         for case in eventful() {
-            let (.., report) = run(&Data::new(&case, 24), &with(kernel)).expect("a legal problem");
-            for site in report.expect("there are queries").sync_sites {
+            for site in sites_of(settings, &case) {
                 if !sites.iter().any(|known| known.location == site.location && known.what == site.what) {
                     sites.push(site);
                 }
@@ -143,21 +164,47 @@ fn every_synchronisation_is_needed() {
             let chain = site.location.rsplit_once(" <- ").map_or(site.location.as_str(), |(chain, _)| chain);
             format!("{} at {chain}", site.what)
         };
-        let noticed: Vec<String> = sites.par_iter().filter(|site| noticed(kernel, site)).map(line).collect();
+        let is_noticed = |site: &&SyncSite| eventful().iter().any(|case| noticed(settings, case, site));
+        let noticed: Vec<String> = sites.par_iter().filter(is_noticed).map(line).collect();
         let missed: Vec<String> = sites.iter().map(line).filter(|line| !noticed.contains(line)).collect();
         assert!(missed.is_empty(), "{kernel}: removing these changes nothing: {missed:#?}");
     }
 }
 
-/// Whether some schedule of some case fails, or gives other bits, without a synchronisation.
-fn noticed(kernel: &str, site: &SyncSite) -> bool {
-    eventful().iter().any(|case| {
-        let data = Data::new(case, 24);
-        let (out, lse, _) = run(&data, &with(kernel)).expect("a legal problem");
-        (0..4).any(|seed| match run(&data, &Settings { seed, without: Some(site.clone()), ..with(kernel) }) {
-            Err(Error::Fault { .. }) => true,
-            Err(error) => panic!("{error}"),
-            Ok((changed_out, changed_lse, _)) => changed_out != out || changed_lse != lse,
-        })
+#[test]
+fn every_synchronisation_that_nvcc_emits_is_needed() {
+    for settings in kernels().iter().filter(|settings| settings.rung == Rung::Ptx) {
+        // A line of PTX belongs to one instance: all cases go to the same.
+        let cases = eventful().into_iter().map(|case| Case { dtype: DType::F16, head_dim: 64, value_dim: 64, ..case });
+        let cases: Vec<Case> = cases.collect();
+        let mut lines: Vec<SyncSite> = Vec::new();
+        for site in cases.iter().flat_map(|case| sites_of(settings, case)) {
+            if !lines.iter().any(|known| known.location == site.location) {
+                lines.push(site);
+            }
+        }
+        assert!(lines.len() >= 5, "{} synchronises at {} places", name(settings), lines.len());
+        let missed: Vec<String> = (lines.par_iter())
+            .filter(|site| !cases.iter().any(|case| noticed(settings, case, site)))
+            .map(|site| format!("{} at {}", site.what, site.location))
+            .collect();
+        assert!(missed.is_empty(), "{}: without these nothing changes: {missed:#?}", name(settings));
+    }
+}
+
+/// Where a kernel synchronises in a case.
+fn sites_of(settings: &Settings, case: &Case) -> Vec<SyncSite> {
+    let (.., report) = run(&Data::new(case, 24), settings).expect("a legal problem");
+    report.expect("there are queries").sync_sites.iter().cloned().collect()
+}
+
+/// Whether some schedule of the case fails, or gives other bits, without a synchronisation.
+fn noticed(settings: &Settings, case: &Case, site: &SyncSite) -> bool {
+    let data = Data::new(case, 24);
+    let (out, lse, _) = run(&data, settings).expect("a legal problem");
+    (0..4).any(|seed| match run(&data, &Settings { seed, without: Some(site.clone()), ..settings.clone() }) {
+        Err(Error::Fault { .. }) => true,
+        Err(error) => panic!("{error}"),
+        Ok((changed_out, changed_lse, _)) => changed_out != out || changed_lse != lse,
     })
 }
