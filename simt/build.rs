@@ -40,6 +40,7 @@ const SELF_TEST: &[&str] = &["matmul", "protocol", "memory", "primitives", "hopp
 
 fn main() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
 
     // Before the emulator in link order: it is what they need.
     if std::env::var_os("CARGO_FEATURE_SELF_TEST").is_some() {
@@ -68,12 +69,17 @@ fn main() {
             driver.file(here.join(format!("driver/{name}.cpp")));
         }
         driver.compile("simt_driver");
+        if std::env::var_os("CARGO_FEATURE_SELF_TEST").is_some() {
+            // Without a kernel of its own: what the tests give it is PTX.
+            let folder = Path::new(&out).join("stand_in_driver");
+            build_support::Kernels::driver("simt_test_kernels", here, Path::new(&out), &[], &folder);
+            println!("cargo::rustc-env=SIMT_STAND_IN_DRIVER={}", folder.join("libcuda.so.1").display());
+        }
     }
     for path in ["build.rs", "build_support.rs", "driver", "emulator", "include", "ptx", "../kernels/ptx"] {
         println!("cargo::rerun-if-changed={}", here.join(path).display());
     }
     // DEP_SIMT_EMULATOR_INCLUDE and _ARCHIVES in the build scripts of dependents.
-    let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     println!("cargo::metadata=archives={out}");
     println!("cargo::metadata=include={}", here.join("include").display());
 }

@@ -16,7 +16,8 @@ fn kernels() -> Vec<Settings> {
     let mut names: Vec<&str> =
         INSTANCES.iter().filter(|row| row.runs_on(Engine::Emulated)).map(|row| row.kernel).collect();
     names.dedup();
-    let of = |rung| names.iter().map(move |name| Settings { kernel: Some(name.to_string()), rung, ..Settings::default() });
+    let of =
+        |rung| names.iter().map(move |name| Settings { kernel: Some(name.to_string()), rung, ..Settings::default() });
     of(Rung::Source).chain(rungs().contains(&Rung::Ptx).then(|| of(Rung::Ptx)).into_iter().flatten()).collect()
 }
 
@@ -26,7 +27,10 @@ fn rungs() -> &'static [Rung] {
     if cuda::toolkit().is_some_and(|toolkit| toolkit.targets.iter().any(|target| target.form == Form::Ptx)) {
         return &[Rung::Source, Rung::Ptx];
     }
-    assert!(std::env::var_os("FUSED_ATTENTION_REQUIRE_KERNELS").is_none_or(|value| value == "0"), "no PTX in this build");
+    assert!(
+        std::env::var_os("FUSED_ATTENTION_REQUIRE_KERNELS").is_none_or(|value| value == "0"),
+        "no PTX in this build"
+    );
     // Not eprintln: the test harness would swallow it.
     let _ = writeln!(std::io::stderr(), "LEFT OUT: kernels as nvcc's PTX: this build has none; run scripts/get-nvcc");
     &[Rung::Source]
