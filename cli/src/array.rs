@@ -100,6 +100,15 @@ impl<'a> Array<'a> {
         each!(&self.data, elements => view(elements, &self.shape))
     }
 
+    /// The first `count` indices along the second dimension, which of queries and regions is the query.
+    pub(crate) fn leading(&self, count: usize) -> TensorRef<'_> {
+        let strides: Vec<isize> =
+            (0..self.shape.len()).map(|dim| self.shape[dim + 1..].iter().product::<usize>() as isize).collect();
+        let mut shape = self.shape.clone();
+        shape.iter_mut().skip(1).take(1).for_each(|extent| *extent = count.min(*extent));
+        each!(&self.data, elements => TensorRef::from_slices(elements, 0, &shape, &strides)).unwrap_or(self.view())
+    }
+
     /// The same, to be written; `None` for a type that is no float.
     pub(crate) fn view_mut(&mut self) -> Option<TensorMut<'_>> {
         match &mut self.data {

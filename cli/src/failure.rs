@@ -55,7 +55,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => refusal.into(),
-            Error::Fault { .. } => Failure::Refused(vec![one_line(&error.to_string())]),
+            Error::Fault { .. } | Error::Driver { .. } => Failure::Refused(vec![one_line(&error.to_string())]),
             other => Failure::bad(other),
         }
     }

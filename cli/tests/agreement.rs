@@ -6,13 +6,12 @@ mod cases;
 mod common;
 
 use cases::{Case, Data, GateCase, HostTensor, Layout, all, bound, naive};
-use common::{File, Folder, Said, call, call_in, text};
+use common::{File, Folder, Said, call, call_in, stand_in_driver, text};
 use fused_attention::{Causal, DType, Engine, Gradient, Gradients, TensorDesc};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 use std::io::Write;
-use std::path::Path;
 use std::sync::LazyLock;
 
 fn tensor(file: File, name: String, tensor: &HostTensor) -> File {
@@ -105,14 +104,6 @@ fn run(bytes: &[u8], engine: Engine) -> Result<Vec<u8>, Said> {
         Err(_) if said.status != 0 => Err(said),
         read => panic!("{engine:?}: status {}, yet the output {read:?}: {}", said.status, said.stderr),
     }
-}
-
-/// Where the command line finds a CUDA driver, if its build has one and kernels for it.
-fn stand_in_driver() -> Option<&'static Path> {
-    #[cfg(feature = "emulated")]
-    return fused_attention::cuda::toolkit().and_then(|_| fused_attention::emulated::stand_in_driver());
-    #[cfg(not(feature = "emulated"))]
-    None
 }
 
 /// Engines to test.

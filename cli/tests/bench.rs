@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, call, text};
+use common::{Folder, call, call_in, stand_in_driver, text};
 
 #[test]
 fn rows_and_chart() {
@@ -12,11 +12,18 @@ fn rows_and_chart() {
     if cfg!(feature = "emulated") {
         engines.push(("emulated", None));
     }
+    let driver = stand_in_driver();
+    if driver.is_some() {
+        engines.extend([("cuda", None), ("cuda", Some("bf16"))]);
+    }
     for (engine, dtype) in engines {
         let mut arguments = vec!["bench", "--engine", engine, "--suite", "tiny", "--seconds", "0"];
         arguments.extend(["--json", text(&json), "--plot", text(&svg)]);
         arguments.extend(dtype.iter().flat_map(|dtype| ["--dtype", *dtype]));
-        let said = call(&arguments);
+        let said = match driver {
+            Some(folder) if engine == "cuda" => call_in(&arguments, &[("LD_LIBRARY_PATH", folder)]),
+            _ => call(&arguments),
+        };
         // stderr is no terminal here: no progress bar.
         assert_eq!((said.status, said.stderr.as_str()), (0, ""));
 

@@ -19,6 +19,12 @@ inline void binary(Frame& f, const Operation& o, F apply) {
 #define BINARY(name, T, expression) \
   table.push_back({name, [](Frame& f, const Operation& o) { binary<T>(f, o, [](T a, T b) -> T { return expression; }); }, "dss"})
 
+// 16 bits are promoted to a signed type, whose products may overflow: multiplied as 64 bits they cannot.
+template <class U>
+U product(U a, U b) {
+  return U(uint64_t(a) * uint64_t(b));
+}
+
 // Shift amounts are 32-bit; what is shifted out is gone, and so is all of it from the width on.
 template <class T>
 void shift_left(Frame& f, const Operation& o) {
@@ -99,12 +105,22 @@ void bfi(Frame& f, const Operation& o) {
   set<uint32_t>(f, o.slot[0], uint32_t((uint64_t(b) & ~field) | ((uint64_t(a) << std::min(at, 63u)) & field)));
 }
 
+// Of two NaNs, max and min make this one.
+float canonical_nan() {
+  const uint32_t bits = 0x7fffffff;
+  float nan;
+  memcpy(&nan, &bits, sizeof nan);
+  return nan;
+}
+
 // The larger one; a NaN gives way; +0 is larger than -0.
 float max_f32(float a, float b) {
+  if (a != a && b != b) return canonical_nan();
   if (a != a || b != b) return a != a ? b : a;
   return a == b ? (std::signbit(a) ? b : a) : std::max(a, b);
 }
 float min_f32(float a, float b) {
+  if (a != a && b != b) return canonical_nan();
   if (a != a || b != b) return a != a ? b : a;
   return a == b ? (std::signbit(a) ? a : b) : std::min(a, b);
 }
@@ -119,7 +135,7 @@ void add_integers(std::vector<Instruction>& table, const std::string& s, const s
   for (const std::string& type : {s, u}) {
     BINARY(name("add." + type), U, U(a + b));
     BINARY(name("sub." + type), U, U(a - b));
-    BINARY(name("mul.lo." + type), U, U(a * b));
+    BINARY(name("mul.lo." + type), U, product(a, b));
   }
   BINARY(name("min." + s), T, std::min(a, b));
   BINARY(name("max." + s), T, std::max(a, b));
@@ -140,7 +156,7 @@ void add_integers(std::vector<Instruction>& table, const std::string& s, const s
   table.push_back({name("shr." + u), &shift_right<U>, "dss"});
   table.push_back({name("shr." + b), &shift_right<U>, "dss"});
   auto mad = [](Frame& f, const Operation& o) {
-    set<U>(f, o.slot[0], U(get<U>(f, o.slot[1]) * get<U>(f, o.slot[2]) + get<U>(f, o.slot[3])));
+    set<U>(f, o.slot[0], U(product(get<U>(f, o.slot[1]), get<U>(f, o.slot[2])) + get<U>(f, o.slot[3])));
   };
   for (const std::string& type : {s, u}) table.push_back({name("mad.lo." + type), mad, "dsss"});
   for (const std::string& type : {s, u, b}) {

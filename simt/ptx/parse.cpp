@@ -84,7 +84,10 @@ class Parser {
     throw std::runtime_error("PTX line " + std::to_string(line) + ": " + what);
   }
 
-  bool is(const char* text) const { return at_ < tokens_.size() && tokens_[at_].text == text; }
+  // Whether the token so many further on is this one.
+  bool is(const char* text, size_t ahead = 0) const {
+    return at_ + ahead < tokens_.size() && tokens_[at_ + ahead].text == text;
+  }
   const std::string& peek() const {
     if (at_ >= tokens_.size()) wrong("the text ends too soon");
     return tokens_[at_].text;
@@ -106,17 +109,16 @@ class Parser {
   // Everything before the kernel that it may use: shared arrays of unknown size.
   void find_entry(const std::string& name) {
     while (at_ < tokens_.size()) {
-      if (is(".entry") && tokens_[at_ + 1].text == name) {
+      if (is(".entry") && is(name.c_str(), 1)) {
         at_ += 2;
         return;
       }
-      if (is(".extern") && tokens_[at_ + 1].text == ".shared") {
+      if (is(".extern") && is(".shared", 1)) {
         // .extern .shared .align N .b8 NAME[];
-        size_t end = at_;
-        while (tokens_[end].text != "[") end++;
-        symbols_[tokens_[end - 1].text] = SHARED_BASE;
+        while (!is("[")) next();
+        symbols_[tokens_[at_ - 1].text] = SHARED_BASE;
       }
-      at_++;
+      next();
     }
     wrong("there is no kernel " + name);
   }
@@ -139,7 +141,7 @@ class Parser {
   void statement() {
     const std::string word = peek();
     if (word[0] == '.') return directive();
-    if (at_ + 1 < tokens_.size() && tokens_[at_ + 1].text == ":") {
+    if (is(":", 1)) {
       labels_[word] = uint32_t(program_.operations.size());
       at_ += 2;
       return;
@@ -168,7 +170,7 @@ class Parser {
     } else if (word == ".pragma") {
       skip_to_semicolon();
     } else if (word == ".loc") {
-      while (tokens_[at_].line == line) at_++;  // ends with its line
+      while (at_ < tokens_.size() && tokens_[at_].line == line) at_++;  // ends with its line
     } else {
       at_--;
       wrong("the directive " + word + " is not known");
@@ -239,8 +241,8 @@ class Parser {
     std::string name = next();
     // Overloads that the operands tell apart.
     if ((name == "mov.b32" || name == "mov.b64") && is("{")) name += " unpacked";
-    else if ((name == "mov.b32" || name == "mov.b64") && tokens_[at_ + 2].text == "{") name += " packed";
-    else if (name == "bar.sync" && tokens_[at_ + 1].text == ",") name += " of some";
+    else if ((name == "mov.b32" || name == "mov.b64") && is("{", 2)) name += " packed";
+    else if (name == "bar.sync" && is(",", 1)) name += " of some";
     const Instruction* instruction = find_instruction(name);
     if (!instruction) wrong("the instruction `" + name + "` is not known");
     operation.run = instruction->run;

@@ -65,6 +65,7 @@ fn integers() {
         ),
         (-48i32) as u32
     );
+    assert_eq!(result("cvt.u16.u32 %h1, %r1; mul.lo.s16 %h2, %h1, %h1; cvt.u32.u16 %r5, %h2", [0xffff, 0, 0, 0]), 1);
     // 16 bits of a register are not sign-extended by a write, nor do they keep what was above.
     assert_eq!(
         result("cvt.u16.u32 %h1, %r1; sub.s16 %h2, %h1, 2; cvt.u32.u16 %r5, %h2", [0xabcd_0001, 0, 0, 0]),
@@ -89,7 +90,8 @@ fn floats() {
     );
     assert_eq!(float("div.rn.f32", 1.0, 3.0), 1.0 / 3.0);
     assert_eq!((float("max.f32", f32::NAN, 1.0), float("min.f32", 1.0, f32::NAN)), (1.0, 1.0));
-    assert!(float("max.f32", f32::NAN, f32::NAN).is_nan());
+    assert_eq!(float("max.f32", f32::NAN, -f32::NAN).to_bits(), 0x7fff_ffff);
+    assert_eq!(float("min.f32", f32::NAN, f32::NAN).to_bits(), 0x7fff_ffff);
     assert_eq!(float("max.f32", -0.0, 0.0).to_bits(), 0);
     assert_eq!(float("min.f32", 0.0, -0.0).to_bits(), 0x8000_0000);
     let fused = "mov.b32 %f1, %r1; mov.b32 %f2, %r2; mov.b32 %f3, %r3; fma.rn.f32 %f4, %f1, %f2, %f3; mov.b32 %r5, %f4";
@@ -149,7 +151,13 @@ fn what_is_not_known_is_named_with_its_line() {
         assert!(error.contains(part), "{body}: {error}");
     }
     assert!(Program::parse(&module(""), "other").expect_err("no such kernel").contains("there is no kernel other"));
-    assert!(Program::parse("", "k").is_err());
+    // Cut off anywhere, it is an error and nothing worse.
+    let whole = module("mov.b32 %r5, {%h1, %h2}; bar.sync 0; .loc 1 2 3\n");
+    let end = whole.rfind('}').expect("a closing brace");
+    assert!(Program::parse(&whole, "k").is_ok());
+    for cut in 0..end {
+        assert!(Program::parse(&whole[..cut], "k").is_err(), "{}", &whole[..cut]);
+    }
 }
 
 #[test]

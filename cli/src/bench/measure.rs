@@ -13,7 +13,7 @@ use rand::{RngExt, SeedableRng};
 use std::time::{Duration, Instant};
 
 /// Runs that count, at least.
-const FEWEST_RUNS: usize = 3;
+pub(super) const REPEATS: usize = 3;
 
 /// Same inputs every time.
 const SEED: u64 = 0x5eed;
@@ -131,7 +131,9 @@ impl Case {
         });
         let attention = owned.map(Array::view);
 
-        let (plan, median) = if self.pass == Pass::Forward {
+        let (plan, median) = if machine.engine() == Engine::Cuda && self.pass == Pass::Forward {
+            super::gpu::median(&owned, dtype, self.q_shape(), at_least)?
+        } else if self.pass == Pass::Forward {
             let mut out = Array::zeros(dtype, &self.q_shape());
             median(at_least, || Ok(machine.forward(&attention, writable(&mut out)?)?))?
         } else {
@@ -175,7 +177,7 @@ fn writable<'a>(array: &'a mut Array<'static>) -> Result<TensorMut<'a>, Failure>
 fn median(at_least: Duration, mut run: impl FnMut() -> Result<Plan, Failure>) -> Result<(Plan, Duration), Failure> {
     let plan = run()?;
     let (start, mut times) = (Instant::now(), Vec::new());
-    while times.len() < FEWEST_RUNS || start.elapsed() < at_least {
+    while times.len() < REPEATS || start.elapsed() < at_least {
         let start = Instant::now();
         run()?;
         // No clock is finer than this; without it, a time of 0 would divide.

@@ -1,5 +1,6 @@
 //! `bench`: how long the shapes of real models take.
 
+mod gpu;
 mod measure;
 mod plot;
 mod suites;

@@ -171,3 +171,11 @@ pub fn numbers(len: usize, seed: u64) -> Vec<f32> {
     };
     (0..len).map(|_| next()).collect()
 }
+
+/// Where the command line finds a CUDA driver, if its build has one and kernels for it.
+pub fn stand_in_driver() -> Option<&'static Path> {
+    #[cfg(feature = "emulated")]
+    return fused_attention::cuda::toolkit().and_then(|_| fused_attention::emulated::stand_in_driver());
+    #[cfg(not(feature = "emulated"))]
+    None
+}
