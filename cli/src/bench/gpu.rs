@@ -1,7 +1,7 @@
 //! Times launches on a GPU: many in one CUDA graph, so that the host's part does not show, each on tensors of its own, so
 //! that the cache does not hold them, between two events. What they compute is checked first.
 
-use super::measure::REPEATS;
+use super::REPEATS;
 use crate::array::Array;
 use crate::failure::Failure;
 use fused_attention::cuda::RawTensor;

@@ -1,5 +1,6 @@
 //! Times one case: inputs, a warm-up, runs, the median.
 
+use super::REPEATS;
 use super::suites::{Case, Pass};
 use crate::array::Array;
 use crate::failure::Failure;
@@ -11,9 +12,6 @@ use fused_attention::{
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::time::{Duration, Instant};
-
-/// Runs that count, at least.
-pub(super) const REPEATS: usize = 3;
 
 /// Same inputs every time.
 const SEED: u64 = 0x5eed;

@@ -19,6 +19,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use suites::{CASES, Case, SUITES, TINY};
 
+/// Runs of a case that count, at least.
+const REPEATS: usize = 3;
+
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
