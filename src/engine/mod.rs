@@ -31,7 +31,7 @@ pub fn device(engine: Engine) -> Result<Device, Reason> {
         #[cfg(feature = "cuda")]
         Engine::Cuda => {
             let first = cuda::devices()?.into_iter().next().ok_or(Reason::NoDevice)?;
-            cuda::supported()?;
+            cuda::supported(&first)?;
             Ok(Device::Cuda(first))
         }
         #[cfg(not(feature = "cuda"))]

@@ -6,7 +6,8 @@ use super::tensor::{CudaTensor, CudaTensorMut};
 use super::{failed, kernels};
 use crate::error::Error;
 use crate::plan::{
-    CudaDevice, Device, DeviceCode, Engine, Plan, Reason, Refusal, TOOLKIT, Toolkit, launch, table_reasons,
+    CudaDevice, Device, DeviceCode, Engine, INSTANCES, Plan, Reason, Refusal, TOOLKIT, Target, Toolkit, launch,
+    table_reasons,
 };
 use crate::problem::{Argument, Attention, Invalid, Outputs, Problem, Rule, Tensor, Violation};
 use cudarc::driver::{CudaContext, CudaStream, SyncOnDrop};
@@ -52,10 +53,19 @@ pub fn toolkit() -> Option<Toolkit> {
     TOOLKIT
 }
 
-/// Whether the driver can take this build's kernels.
-pub(crate) fn supported() -> Result<(), Reason> {
+/// Whether the driver and a GPU can take this build's kernels.
+pub(crate) fn supported(gpu: &CudaDevice) -> Result<(), Reason> {
     let toolkit = TOOLKIT.as_ref().ok_or(Reason::NoCompiler)?;
-    driver()?.supports(toolkit.version)
+    driver()?.supports(toolkit.version)?;
+    let have = gpu.compute_capability;
+    let needs = INSTANCES.iter().filter_map(|row| row.device.as_ref()).map(|code| code.compute_capability);
+    match needs.min() {
+        Some(need) if have < need => Err(Reason::ComputeCapability { have, need }),
+        _ if Target::best(toolkit.targets, have).is_none() => {
+            Err(Reason::Architecture { have, compiled: toolkit.targets })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// All that a launch needs beside addresses.
@@ -76,13 +86,14 @@ pub(super) fn ready(problem: &Problem, ordinal: usize) -> Result<Ready, Error> {
         Error::from(Refusal { engine: Engine::Cuda, reasons })
     };
     let driver = driver().map_err(refuse)?;
-    let device = known_devices().map_err(refuse)?.get(ordinal).ok_or_else(|| refuse(Reason::NoDevice))?;
-    supported().map_err(refuse)?;
+    let known = known_devices().map_err(refuse)?.get(ordinal);
+    let Some(device @ Device::Cuda(gpu)) = known else { return Err(refuse(Reason::NoDevice)) };
+    supported(gpu).map_err(refuse)?;
     let plan = Plan::new(problem, device)?;
-    let (Device::Cuda(device), Some(code)) = (device, &plan.instance().device) else {
+    let Some(code) = &plan.instance().device else {
         return Err(refuse(Reason::NoKernel { direction: plan.direction() }));
     };
-    let kernel = kernels::kernel(driver, plan.instance(), device).map_err(Error::from_driver(refuse))?;
+    let kernel = kernels::kernel(driver, plan.instance(), gpu).map_err(Error::from_driver(refuse))?;
     Ok(Ready { driver, kernel, plan, code })
 }
 
