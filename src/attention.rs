@@ -11,8 +11,8 @@ use crate::error::Error;
 use crate::plan::{Device, Instance};
 use crate::plan::{Engine, Plan, Reason, Refusal};
 use crate::problem::{
-    Argument, Attention, Float, Gradient, GradientProblem, Gradients, Invalid, Outputs, Problem, Results, Strides,
-    Tensor, TensorDesc, TensorMut, TensorRef, with_float,
+    Argument, Attention, Backward, Float, Gradient, GradientProblem, Gradients, Invalid, Outputs, Problem, Results,
+    Strides, Tensor, TensorDesc, TensorMut, TensorRef, with_float,
 };
 use std::collections::HashMap;
 
@@ -89,27 +89,28 @@ impl Attention<TensorRef<'_>> {
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
-    pub fn backward(
+    pub fn backward<'i>(
         &self,
         engine: Engine,
-        dout: TensorRef<'_>,
+        backward: impl Into<Backward<TensorRef<'i>>>,
         gradients: Gradients<TensorMut<'_>>,
     ) -> Result<Plan, Error> {
+        let backward = backward.into();
         let mut described = Gradients::new();
         let mut short = host::short_slices(self);
-        short.extend(host::short_slice(Argument::Dout, dout.needed_len(), dout.len()));
+        short.extend(host::short_inputs(backward.tensors()));
         for (gradient, tensor) in &gradients.wanted {
             described = described.want(*gradient, tensor.desc());
             short.extend(host::short_output(gradient.argument(|b| self.first_segment(b)), tensor));
         }
-        let problem = Invalid::merge(Problem::backward(&self.desc(), &dout.desc(), &described), short)?;
+        let problem = Invalid::merge(Problem::backward(&self.desc(), &backward, &described), short)?;
         let inputs = host::bind(self, &problem)?;
         let plan = plan(engine, &problem)?;
         if engine != Engine::Reference {
             return Err(not_from_host(&plan).into());
         }
-        if let Results::Backward { dout: strides, gradients: wanted } = &problem.results {
-            let dout = host::View::new(&dout, *strides);
+        if let Results::Backward { dout: strides, gradients: wanted, .. } = &problem.results {
+            let dout = host::View::new(&backward.dout, *strides);
             let computed = reference::backward(&problem, &inputs, &dout, wanted);
             for ((gradient, tensor), layout) in gradients.wanted.into_iter().zip(wanted) {
                 store(tensor, layout.strides, &computed[&gradient], false);
@@ -142,11 +143,11 @@ impl Attention<TensorRef<'_>> {
     ) -> Result<HashMap<Gradient, Dense>, Error> {
         let mut short = host::short_slices(self);
         short.extend(host::short_slice(Argument::Dout, dout.needed_len(), dout.len()));
-        let problem = Invalid::merge(Problem::backward(&self.desc(), &dout.desc(), wanted), short)?;
+        let problem = Invalid::merge(Problem::backward(&self.desc(), &Backward::new(dout), wanted), short)?;
         let inputs = host::bind(self, &problem)?;
         let no_gradients: &[GradientProblem] = &[];
         let (strides, wanted) = match &problem.results {
-            Results::Backward { dout, gradients } => (*dout, gradients.as_slice()),
+            Results::Backward { dout, gradients, .. } => (*dout, gradients.as_slice()),
             Results::Forward { .. } => ([0; 4], no_gradients),
         };
         Ok(reference::backward(&problem, &inputs, &host::View::new(&dout, strides), wanted))

@@ -101,7 +101,7 @@ pub use plan::{
     Reason, Refusal, Target, Toolkit, support_table,
 };
 pub use problem::{
-    Argument, Attention, AttentionDesc, Branch, Causal, DType, DTypes, Direction, Element, Extent, Float, Gate,
-    Gradient, Gradients, Invalid, MAX_EXTENT, MAX_RANK, Outputs, Problem, Rule, Segment, Tensor, TensorDesc, TensorMut,
-    TensorRef, Violation, Window,
+    Argument, Attention, AttentionDesc, Backward, Branch, Causal, DType, DTypes, Direction, Element, Extent, Float,
+    Gate, Gradient, Gradients, Invalid, MAX_EXTENT, MAX_RANK, Outputs, Problem, Rule, Saved, Segment, Tensor,
+    TensorDesc, TensorMut, TensorRef, Violation, Window,
 };

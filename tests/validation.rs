@@ -4,8 +4,8 @@ mod cases;
 
 use cases::HostTensor;
 use fused_attention::{
-    Argument, Attention, AttentionDesc, Branch, Causal, DType, Device, Engine, Extent, Gate, Gradient, Gradients,
-    Invalid, MAX_EXTENT, Outputs, Plan, Problem, Rule, Segment, TensorDesc, TensorMut, TensorRef,
+    Argument, Attention, AttentionDesc, Backward, Branch, Causal, DType, Device, Engine, Extent, Gate, Gradient,
+    Gradients, Invalid, MAX_EXTENT, Outputs, Plan, Problem, Rule, Segment, TensorDesc, TensorMut, TensorRef,
 };
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -192,8 +192,9 @@ fn gradients() {
     let f32s = |shape: [usize; 4]| TensorDesc::contiguous(DType::F32, shape);
     let mut attention = legal();
     attention.branches[0].segments[0].bias = Some(TensorDesc::contiguous(DType::Bool, [1, 1, SQ, SKV]));
-    let check =
-        |gradient, desc| one(Problem::backward(&attention, &rows(SQ, H), &Gradients::new().want(gradient, desc)));
+    let check = |gradient, desc| {
+        one(Problem::backward(&attention, &Backward::new(rows(SQ, H)), &Gradients::new().want(gradient, desc)))
+    };
     assert_eq!(check(Gradient::Bias(0), f32s([1, 1, SQ, SKV])), (Argument::Dbias(0), Rule::BoolGradient));
     assert_eq!(check(Gradient::Region(1), f32s([1, 1, 1, 1])), (Argument::Dregion(1), Rule::NoInput));
     assert_eq!(check(Gradient::K(9), f32s([1, 1, 1, 1])), (Argument::Dk(9), Rule::NoInput));
@@ -205,7 +206,7 @@ fn gradients() {
     assert_eq!((argument, rule.to_string().as_str()), (Argument::Dq, "is bf16; convert it to f32 or f16"));
 
     let twice = Gradients::new().want(Gradient::Q, rows(SQ, H)).want(Gradient::Q, rows(SQ, H));
-    assert_eq!(one(Problem::backward(&attention, &rows(SQ, H), &twice)), (Argument::Dq, Rule::Twice));
+    assert_eq!(one(Problem::backward(&attention, &Backward::new(rows(SQ, H)), &twice)), (Argument::Dq, Rule::Twice));
 }
 
 #[test]
@@ -476,11 +477,11 @@ proptest! {
         let mut request = Request::legal(&mut rng);
         if mistakes == 0 {
             prop_assert!(Problem::forward(&request.attention, &request.outputs).is_ok());
-            prop_assert!(Problem::backward(&request.attention, &request.dout, &request.gradients).is_ok());
+            prop_assert!(Problem::backward(&request.attention, &Backward::new(request.dout), &request.gradients).is_ok());
         }
         (0..mistakes).for_each(|_| request.spoil(&mut rng));
 
-        let backward = Problem::backward(&request.attention, &request.dout, &request.gradients);
+        let backward = Problem::backward(&request.attention, &Backward::new(request.dout), &request.gradients);
         let forward = Problem::forward(&request.attention, &request.outputs);
         for problem in [&forward, &backward].into_iter().flatten() {
             for device in [Device::Reference, Device::Cpu { threads: 3 }, Device::Emulated { compute_capability: (8, 0) }] {

@@ -105,8 +105,13 @@ impl SegmentInputs<'_> {
 
 /// Tensors whose slices do not hold every element that their description reaches.
 pub(crate) fn short_slices(attention: &Attention<TensorRef<'_>>) -> Vec<Violation> {
-    let tensors = attention.tensors();
-    tensors.filter_map(|(argument, tensor)| short_slice(argument, tensor.needed_len(), tensor.len())).collect()
+    short_inputs(attention.tensors()).collect()
+}
+
+pub(crate) fn short_inputs<'a>(
+    tensors: impl Iterator<Item = (Argument, &'a TensorRef<'a>)>,
+) -> impl Iterator<Item = Violation> {
+    tensors.filter_map(|(argument, tensor)| short_slice(argument, tensor.needed_len(), tensor.len()))
 }
 
 /// The same for one output.

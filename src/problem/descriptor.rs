@@ -98,6 +98,24 @@ pub struct Outputs<T> {
     pub lse: Option<T>,
 }
 
+/// What a backward call reads beside the request.
+#[derive(Clone, Debug)]
+pub struct Backward<T> {
+    /// Gradient of `out`: `[batch, seq_q, heads, value_dim]`, type of q; last dimension contiguous.
+    pub dout: T,
+    /// What the forward of the same request wrote. Kernels that can go without a pass by it do; none needs it.
+    pub saved: Option<Saved<T>>,
+}
+
+/// Both results of a forward call, which must not have accumulated: `out` is then the operator's own.
+#[derive(Clone, Debug)]
+pub struct Saved<T> {
+    /// `[batch, seq_q, heads, value_dim]`, type of q; last dimension contiguous.
+    pub out: T,
+    /// `[branches, batch, heads, seq_q]`, f32.
+    pub lse: T,
+}
+
 /// The gradients a backward call writes: those asked for and no others. A gradient has the shape of its input.
 #[derive(Clone, Debug)]
 pub struct Gradients<T> {
@@ -332,6 +350,37 @@ impl<T> Outputs<T> {
 impl<T: Tensor> From<T> for Outputs<T> {
     fn from(out: T) -> Self {
         Outputs::new(out)
+    }
+}
+
+impl<T> Backward<T> {
+    /// Only the gradient of `out`: whatever of the forward is needed is computed anew.
+    pub fn new(dout: T) -> Self {
+        Backward { dout, saved: None }
+    }
+
+    /// Also what the forward wrote.
+    pub fn saved(mut self, out: T, lse: T) -> Self {
+        self.saved = Some(Saved { out, lse });
+        self
+    }
+
+    /// The same with something else standing for each tensor.
+    pub fn map<'a, U>(&'a self, mut f: impl FnMut(&'a T) -> U) -> Backward<U> {
+        let dout = f(&self.dout);
+        Backward { dout, saved: self.saved.as_ref().map(|saved| Saved { out: f(&saved.out), lse: f(&saved.lse) }) }
+    }
+
+    /// Every tensor of it with its name.
+    pub fn tensors(&self) -> impl Iterator<Item = (Argument, &T)> {
+        let saved = self.saved.iter().flat_map(|saved| [(Argument::Out, &saved.out), (Argument::Lse, &saved.lse)]);
+        std::iter::once((Argument::Dout, &self.dout)).chain(saved)
+    }
+}
+
+impl<T: Tensor> From<T> for Backward<T> {
+    fn from(dout: T) -> Self {
+        Backward::new(dout)
     }
 }
 

@@ -161,6 +161,11 @@ pub enum Rule {
     /// A gradient wanted twice.
     #[error("is wanted twice; ask for it once")]
     Twice,
+    /// A saved `out` that holds more than the operator computed.
+    #[error(
+        "is given as what the forward left, but `accumulate` added it to other numbers; leave it out, or drop `accumulate`"
+    )]
+    SavedSum,
     /// A gradient of a bool mask.
     #[error("is wanted, but a bool mask has no gradient; drop it or pass a float bias")]
     BoolGradient,

@@ -12,7 +12,9 @@ mod tensor;
 mod validate;
 
 pub use argument::Argument;
-pub use descriptor::{Attention, AttentionDesc, Branch, Causal, Gate, Gradient, Gradients, Outputs, Segment, Window};
+pub use descriptor::{
+    Attention, AttentionDesc, Backward, Branch, Causal, Gate, Gradient, Gradients, Outputs, Saved, Segment, Window,
+};
 pub use dtype::{DType, Direction};
 pub(crate) use element::with_float;
 pub use element::{Element, Float};
@@ -94,6 +96,7 @@ pub(crate) enum Results {
     Backward {
         /// `[batch, seq_q, heads, value_dim]`
         dout: Strides<4>,
+        saved: Option<Saved<Strides<4>>>,
         gradients: Vec<GradientProblem>,
     },
 }
@@ -115,16 +118,16 @@ impl Problem {
         validate::forward(attention, outputs)
     }
 
-    /// Checks a backward request: the attention, the gradient of `out` and the gradients wanted.
+    /// Checks a backward request: the attention, what is given beside it and the gradients wanted.
     ///
     /// # Errors
     /// [`Invalid`] with every rule that is broken.
     pub fn backward<T: Tensor, O: Tensor, G: Tensor>(
         attention: &Attention<T>,
-        dout: &O,
+        backward: &Backward<O>,
         gradients: &Gradients<G>,
     ) -> Result<Problem, Invalid> {
-        validate::backward(attention, dout, gradients)
+        validate::backward(attention, backward, gradients)
     }
 
     /// Forward or backward.

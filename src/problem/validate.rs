@@ -2,7 +2,7 @@
 //! unless it makes them meaningless.
 
 use super::argument::Argument;
-use super::descriptor::{Attention, Branch, Gate, Gradient, Gradients, Outputs, Segment};
+use super::descriptor::{Attention, Backward, Branch, Gate, Gradient, Gradients, Outputs, Saved, Segment};
 use super::dtype::DType::{self, BF16, Bool, F16, F32, U32};
 use super::error::{DTypes, Extent, Invalid, Rule, Violation};
 use super::tensor::{Tensor, TensorDesc};
@@ -35,32 +35,33 @@ pub(super) fn forward<T: Tensor, O: Tensor>(
     let strides = check.rows(Argument::Out, &out, OUT_SHAPE, &sizes.out_dims(), sizes.dtype);
     check.writable(Argument::Out, &out);
     let lse = outputs.lse.as_ref().map(|lse| {
-        let lse = &lse.desc();
-        check.dtype(Argument::Lse, lse, DTypes(&[F32]));
-        check.writable(Argument::Lse, lse);
-        let dims = [
-            ("branches", Extent::Exactly(attention.branches.len())),
-            ("batch", Extent::Exactly(sizes.batch)),
-            ("heads", Extent::Exactly(sizes.heads)),
-            ("seq_q", Extent::Exactly(sizes.seq_q)),
-        ];
-        check.shape(Argument::Lse, lse, LSE_SHAPE, &dims)
+        check.writable(Argument::Lse, &lse.desc());
+        check.lse(&lse.desc(), attention, &sizes)
     });
     check.finish(attention, sizes, branches, Results::Forward { out: strides, lse })
 }
 
 pub(super) fn backward<T: Tensor, O: Tensor, G: Tensor>(
     attention: &Attention<T>,
-    dout: &O,
+    backward: &Backward<O>,
     gradients: &Gradients<G>,
 ) -> Result<Problem, Invalid> {
     let mut check = Checker::default();
-    let dout = &dout.desc();
+    let dout = &backward.dout.desc();
     let sizes = check.queries(attention, dout)?;
     let branches = check.branches(attention, &sizes);
     let dout = check.rows(Argument::Dout, dout, OUT_SHAPE, &sizes.out_dims(), sizes.dtype);
+    let saved = backward.saved.as_ref().map(|saved| {
+        if attention.accumulate {
+            check.report(Argument::Out, Rule::SavedSum);
+        }
+        Saved {
+            out: check.rows(Argument::Out, &saved.out.desc(), OUT_SHAPE, &sizes.out_dims(), sizes.dtype),
+            lse: check.lse(&saved.lse.desc(), attention, &sizes),
+        }
+    });
     let gradients = check.gradients(attention, gradients);
-    check.finish(attention, sizes, branches, Results::Backward { dout, gradients })
+    check.finish(attention, sizes, branches, Results::Backward { dout, saved, gradients })
 }
 
 /// The extents that the other arguments are held against.
@@ -232,6 +233,17 @@ impl Checker {
         } else {
             self.shape(argument, region, REGION_SHAPE, &[batch, heads, seq_q])
         }
+    }
+
+    fn lse<T>(&mut self, lse: &TensorDesc, attention: &Attention<T>, sizes: &Sizes) -> Strides<4> {
+        self.dtype(Argument::Lse, lse, DTypes(&[F32]));
+        let dims = [
+            ("branches", Extent::Exactly(attention.branches.len())),
+            ("batch", Extent::Exactly(sizes.batch)),
+            ("heads", Extent::Exactly(sizes.heads)),
+            ("seq_q", Extent::Exactly(sizes.seq_q)),
+        ];
+        self.shape(Argument::Lse, lse, LSE_SHAPE, &dims)
     }
 
     fn gradients<T: Tensor, G: Tensor>(

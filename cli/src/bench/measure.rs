@@ -6,8 +6,8 @@ use crate::array::Array;
 use crate::failure::Failure;
 use crate::machine::Machine;
 use fused_attention::{
-    Attention, AttentionDesc, Branch, DType, Engine, Gradient, Gradients, Outputs, Plan, Problem, Refusal, Segment,
-    TensorDesc, TensorMut, TensorRef,
+    Attention, AttentionDesc, Backward, Branch, DType, Engine, Gradient, Gradients, Outputs, Plan, Problem, Refusal,
+    Segment, TensorDesc, TensorMut, TensorRef,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -87,7 +87,7 @@ impl Case {
         }
         let wanted = self.gradients().into_iter();
         let wanted = wanted.map(|(gradient, shape)| (gradient, TensorDesc::bshd(DType::F32, shape)));
-        Ok(Problem::backward(&desc, &out, &Gradients { wanted: wanted.collect() })?)
+        Ok(Problem::backward(&desc, &Backward::new(out), &Gradients { wanted: wanted.collect() })?)
     }
 
     /// The plan, or why there is none, without a tensor.

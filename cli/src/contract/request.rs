@@ -4,7 +4,7 @@ use super::header::Header;
 use super::layout::Layout;
 use super::results::Results;
 use crate::failure::Failure;
-use fused_attention::{Argument, Attention, Problem, TensorDesc, Violation};
+use fused_attention::{Argument, Attention, Backward, Problem, TensorDesc, Violation};
 use std::collections::HashMap;
 
 /// What a request may take beside its file, so that a few bytes that speak of huge empty tensors take neither memory
@@ -34,7 +34,8 @@ impl Request {
         let results = Results::new(&attention, dout.is_some());
 
         let forward = Problem::forward(&attention, &results.outputs());
-        let backward = dout.map(|dout| Problem::backward(&attention, dout, &results.wanted())).transpose();
+        let backward =
+            dout.map(|dout| Problem::backward(&attention, &Backward::new(*dout), &results.wanted())).transpose();
         let (forward, backward) = match (forward, backward) {
             (Ok(forward), Ok(backward)) => (forward, backward),
             (forward, backward) => {
