@@ -70,6 +70,10 @@ impl<'a> Array<'a> {
         Array { data, shape: shape.to_vec() }
     }
 
+    pub(crate) fn bools(shape: &[usize], values: impl Iterator<Item = bool>) -> Array<'static> {
+        Array { data: Data::Bool(values.collect()), shape: shape.to_vec() }
+    }
+
     pub(crate) fn dtype(&self) -> DType {
         match self.data {
             Data::F16(_) => DType::F16,
@@ -100,12 +104,22 @@ impl<'a> Array<'a> {
         each!(&self.data, elements => view(elements, &self.shape))
     }
 
-    /// The first `count` indices along the second dimension, which of queries and regions is the query.
-    pub(crate) fn leading(&self, count: usize) -> TensorRef<'_> {
+    /// The elements of a float tensor; none of another.
+    pub(crate) fn values(&self) -> Vec<f32> {
+        match &self.data {
+            Data::F16(elements) => elements.iter().map(|x| x.to_f32()).collect(),
+            Data::BF16(elements) => elements.iter().map(|x| x.to_f32()).collect(),
+            Data::F32(elements) => elements.to_vec(),
+            Data::U32(_) | Data::Bool(_) => Vec::new(),
+        }
+    }
+
+    /// The first `count` indices along a dimension.
+    pub(crate) fn leading(&self, dim: usize, count: usize) -> TensorRef<'_> {
         let strides: Vec<isize> =
             (0..self.shape.len()).map(|dim| self.shape[dim + 1..].iter().product::<usize>() as isize).collect();
         let mut shape = self.shape.clone();
-        shape.iter_mut().skip(1).take(1).for_each(|extent| *extent = count.min(*extent));
+        shape.iter_mut().skip(dim).take(1).for_each(|extent| *extent = count.min(*extent));
         each!(&self.data, elements => TensorRef::from_slices(elements, 0, &shape, &strides)).unwrap_or(self.view())
     }
 

@@ -56,7 +56,7 @@ pub fn main(
             Command::Run(arguments) => run::run(&arguments),
             Command::Plan(arguments) => plan::plan(&arguments),
             Command::Info(arguments) => Ok(info::info(&arguments)),
-            Command::Bench(arguments) => bench::bench(&arguments, err),
+            Command::Bench(arguments) => bench::bench(&arguments, out, err),
         },
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(error.to_string()),

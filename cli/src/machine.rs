@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};
 use fused_attention::{
-    Attention, Device, Engine, Error, Gradients, Outputs, Plan, Problem, Refusal, TensorMut, TensorRef,
+    Attention, Backward, Device, Engine, Error, Gradients, Outputs, Plan, Problem, Refusal, TensorMut, TensorRef,
 };
 
 /// The arguments that name a machine. Not `Arguments`: clap wants the name unique among those of one command.
@@ -123,13 +123,13 @@ impl Machine {
         attention.forward(self.engine, outputs)
     }
 
-    pub(crate) fn backward(
+    pub(crate) fn backward<'i>(
         self,
         attention: &Attention<TensorRef<'_>>,
-        dout: TensorRef<'_>,
+        backward: impl Into<Backward<TensorRef<'i>>>,
         gradients: Gradients<TensorMut<'_>>,
     ) -> Result<Plan, Error> {
-        attention.backward(self.engine, dout, gradients)
+        attention.backward(self.engine, backward, gradients)
     }
 }
 

@@ -1,11 +1,11 @@
 //! The shared case list through the command line's files: every engine of this build against the oracle, and the
-//! reference's backward.
+//! backward of those that have one.
 
 #[path = "../../tests/cases/mod.rs"]
 mod cases;
 mod common;
 
-use cases::{Case, Data, GateCase, HostTensor, Layout, all, bound, naive};
+use cases::{Case, Data, GateCase, HostTensor, Layout, all, bound, bound_of_draws, naive, naive_draws};
 use common::{File, Folder, Said, call, call_in, stand_in_driver, text};
 use fused_attention::{Causal, DType, Engine, Gradient, Gradients, TensorDesc};
 use half::{bf16, f16};
@@ -183,7 +183,7 @@ fn every_engine_agrees_on_the_case_list() {
 }
 
 #[test]
-fn the_reference_writes_every_gradient() {
+fn the_host_engines_write_every_gradient() {
     // The dearest cases of all are left to the forward.
     let affordable = |case: &Case| {
         let keys: usize = case.segments().map(|segment| segment.seq_kv).sum();
@@ -229,6 +229,12 @@ fn compare_gradients(data: &Data) -> usize {
     for (gradient, name, _) in &wanted {
         let expected: Vec<f32> = oracle[gradient].values.iter().map(|&value| value as f32).collect();
         assert_eq!(values(&written, name), expected, "{} {name}", data.case.name);
+    }
+    let (naive, by_cpu) = (naive_draws(data, None), run(&input, Engine::Cpu));
+    let by_cpu = by_cpu.unwrap_or_else(|said| panic!("{}: {}", data.case.name, said.stderr));
+    for (gradient, name, _) in &wanted {
+        let check = bound_of_draws(DType::F32, &values(&by_cpu, name), &naive[gradient], &oracle[gradient].values);
+        assert!(check.holds(), "cpu {} {name}: {check:?}", data.case.name);
     }
     let names = SafeTensors::deserialize(&written).expect("a safetensors file").len();
     assert_eq!(names, wanted.len() + 1 + data.branches.len(), "{}: nothing else is in the file", data.case.name);

@@ -1,25 +1,39 @@
-//! Times launches on a GPU: many in one CUDA graph, so that the host's part does not show, each on tensors of its own, so
-//! that the cache does not hold them, between two events. What they compute is checked first.
+//! Times launches of a case on a GPU, with the second-level cache cold or warm. What they compute is checked first.
 
-use super::REPEATS;
+use super::check;
+use super::graph::{Gpu, failed};
+use super::suites::Case;
 use crate::array::Array;
 use crate::failure::Failure;
+use clap::ValueEnum;
 use fused_attention::cuda::RawTensor;
-use fused_attention::cuda::cudarc::driver::sys::{
-    CUevent_flags as EventFlags, CUgraphInstantiate_flags as GraphFlags, CUstreamCaptureMode as Mode,
-};
-use fused_attention::cuda::cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError};
+use fused_attention::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DriverError};
 use fused_attention::{Attention, DType, Engine, Plan, Tensor, TensorDesc};
-use half::{bf16, f16};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Bytes that the tensors of one graph take together: several times the second-level cache of any GPU.
-const COLD_BYTES: usize = 256 << 20;
-/// Launches of one graph, at most.
-const LAUNCHES: usize = 32;
-/// Queries of each head that are compared with the cpu engine.
-const CHECKED: usize = 64;
+/// What the second-level cache holds when a launch starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Cache {
+    /// Nothing of it: each launch has tensors of its own, several times the cache together, before one is used again.
+    Cold,
+    /// All that fits: every launch has the same tensors.
+    Warm,
+}
+
+impl Cache {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Cache::Cold => "cold",
+            Cache::Warm => "warm",
+        }
+    }
+}
+
+/// How often the tensors between two uses of the same one would fill the cache.
+const CACHES: usize = 4;
+/// Copies of the tensors, at most; shapes of real models stay below.
+const COPIES: usize = 2048;
 
 /// Tensors of one launch, in a GPU's memory.
 struct Copy {
@@ -52,90 +66,42 @@ impl Copy {
     }
 }
 
-/// The plan and the median time of one launch.
-pub(super) fn median(
+/// The plan and the median time of one launch for each state of the cache.
+pub(super) fn medians(
+    case: &Case,
     inputs: &Attention<Array<'_>>,
     dtype: DType,
-    shape: [usize; 4],
+    caches: &[Cache],
     at_least: Duration,
-) -> Result<(Plan, Duration), Failure> {
-    let context = CudaContext::new(0).map_err(failed)?;
-    // SAFETY: everything here is on one stream, and waits for it before memory is given back.
-    unsafe { context.disable_event_tracking() };
-    let stream = context.new_stream().map_err(failed)?;
-    let out = TensorDesc::bshd(dtype, shape);
-    let bytes: usize = inputs.tensors().map(|(_, array)| array.bytes().len()).sum::<usize>()
-        + shape.iter().product::<usize>() * dtype.size();
-    let copies = COLD_BYTES.div_ceil(bytes.max(1)).clamp(1, LAUNCHES);
-    let copies: Vec<Copy> =
-        (0..copies).map(|_| Copy::new(&stream, inputs, out)).collect::<Result<_, _>>().map_err(failed)?;
-
-    let plan = copies[0].launch(&stream)?;
+) -> Result<(Plan, Vec<Duration>), Failure> {
+    let gpu = Gpu::first()?;
+    let (stream, out) = (&gpu.stream, TensorDesc::bshd(dtype, case.q_shape()));
+    let mut copies = vec![Copy::new(stream, inputs, out).map_err(failed)?];
+    let plan = copies[0].launch(stream)?;
     let mut written = vec![0u8; copies[0].out_memory.len()];
     stream.memcpy_dtoh(&copies[0].out_memory, &mut written).map_err(failed)?;
     stream.synchronize().map_err(failed)?;
-    check(inputs, dtype, shape, &written)?;
+    let written = Array::from_bytes(dtype, out.shape(), &written);
+    let written = written.ok_or_else(|| Failure::bad("results are of a float type"))?;
+    check::forward(case, inputs, &written, Engine::Cpu)?;
 
-    stream.begin_capture(Mode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(failed)?;
-    let captured: Result<Vec<Plan>, Failure> = copies.iter().map(|copy| copy.launch(&stream)).collect();
-    let graph = stream.end_capture(GraphFlags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).map_err(failed)?;
-    captured?;
-    let graph = graph.ok_or_else(|| Failure::bad("the driver captured no graph"))?;
-    graph.upload().map_err(failed)?;
-    graph.launch().map_err(failed)?;
-
-    let event = || context.new_event(Some(EventFlags::CU_EVENT_DEFAULT)).map_err(failed);
-    let (before, after) = (event()?, event()?);
-    let (start, mut times) = (Instant::now(), Vec::new());
-    while times.len() < REPEATS || start.elapsed() < at_least {
-        before.record(&stream).map_err(failed)?;
-        graph.launch().map_err(failed)?;
-        after.record(&stream).map_err(failed)?;
-        let milliseconds = before.elapsed_ms(&after).map_err(failed)?;
-        times.push(f64::from(milliseconds) * 1e-3 / copies.len() as f64);
+    let enough = gpu.enough(|| copies[0].launch(stream).map(drop))?;
+    let bytes = inputs.tensors().map(|(_, array)| array.bytes().len()).sum::<usize>() + written.bytes().len();
+    let cold = (CACHES * gpu.cache_bytes()).div_ceil(bytes).max(1);
+    if cold > COPIES && caches.contains(&Cache::Cold) {
+        return Err(Failure::bad(format_args!("{bytes} bytes are too few to leave the cache; ask for --cache warm")));
     }
-    stream.synchronize().map_err(failed)?;
-    times.sort_unstable_by(f64::total_cmp);
-    Ok((plan, Duration::from_secs_f64(times[times.len() / 2]).max(Duration::from_nanos(1))))
-}
-
-/// Compares the first queries of each head with what the cpu engine makes of them.
-fn check(inputs: &Attention<Array<'_>>, dtype: DType, shape: [usize; 4], written: &[u8]) -> Result<(), Failure> {
-    let [batch, seq_q, heads, dim] = shape;
-    let checked = seq_q.min(CHECKED);
-    let mut expected = Array::zeros(dtype, &[batch, checked, heads, dim]);
-    let mut attention = inputs.map(Array::view);
-    attention.q = inputs.q.leading(checked);
-    for (branch, arrays) in attention.branches.iter_mut().zip(&inputs.branches) {
-        branch.region = arrays.region.as_ref().map(|region| region.leading(checked));
-    }
-    let out = expected.view_mut().ok_or_else(|| Failure::bad("results are of a float type"))?;
-    attention.forward(Engine::Cpu, out)?;
-
-    let widen = |bytes: &[u8]| -> Vec<f32> {
-        match dtype {
-            DType::F16 => bytemuck::pod_collect_to_vec::<u8, f16>(bytes).iter().map(|x| x.to_f32()).collect(),
-            DType::BF16 => bytemuck::pod_collect_to_vec::<u8, bf16>(bytes).iter().map(|x| x.to_f32()).collect(),
-            _ => bytemuck::pod_collect_to_vec(bytes),
+    let mut medians = Vec::new();
+    for &cache in caches {
+        let wanted = if cache == Cache::Cold { cold } else { 1 };
+        while copies.len() < wanted {
+            copies.push(Copy::new(stream, inputs, out).map_err(failed)?);
         }
-    };
-    let row = heads * dim * dtype.size();
-    let first = written.chunks(seq_q * row).flat_map(|entry| &entry[..checked * row]).copied().collect::<Vec<u8>>();
-    let (got, expected) = (widen(&first), widen(expected.bytes()));
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let error: f64 = got.iter().zip(&expected).map(|(got, want)| square(got - want)).sum();
-    let norm: f64 = expected.iter().map(|&want| square(want)).sum();
-    let relative = (error / norm).sqrt();
-    // Two roundings of a result, and that of P for the second product.
-    let most = if dtype == DType::BF16 { 1.6e-2 } else { 2e-3 };
-    if relative <= most || norm == 0.0 && error == 0.0 {
-        return Ok(());
+        let rounds = enough.div_ceil(wanted);
+        medians.push(gpu.median(rounds * wanted, at_least, || {
+            let mut launches = copies.iter().take(wanted).cycle().take(rounds * wanted);
+            launches.try_for_each(|copy| copy.launch(stream).map(drop))
+        })?);
     }
-    Err(Failure::bad(format_args!(
-        "the kernel's results are off by {relative:.1e} of the cpu engine's; at most {most:.1e}"
-    )))
-}
-
-fn failed(error: DriverError) -> Failure {
-    Failure::Refused(vec![format!("the CUDA driver answered {:?}", error.0)])
+    Ok((plan, medians))
 }

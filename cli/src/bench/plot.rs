@@ -1,5 +1,6 @@
 //! The rows as a bar chart in SVG, with its own background so that it reads on any page.
 
+use super::gpu::Cache;
 use super::measure::Row;
 use super::table::{significant, time};
 use std::fmt::Write;
@@ -22,15 +23,15 @@ const BORDER: &str = "#d0d7de";
 const GRID: &str = "#e6e9ed";
 const INK: &str = "#1f2328";
 const FAINT: &str = "#59636e";
-/// Forward and backward; told apart by lightness too.
-const BARS: [(&str, &str); 2] = [("forward", "#2563a8"), ("backward", "#d9822b")];
+/// By direction; told apart by lightness too.
+const BARS: [(&str, &str); 3] = [("forward", "#2563a8"), ("backward", "#d9822b"), ("training step", "#5b2a86")];
 
 /// Draws TFLOP/s per case, grouped by suite.
 pub(super) fn svg(title: &str, rows: &[Row]) -> String {
     let groups = rows.iter().enumerate().filter(|&(i, row)| i == 0 || rows[i - 1].case.suite != row.case.suite).count();
     let bottom = TOP + groups as f64 * GROUP + rows.len() as f64 * ROW;
     let height = bottom + BOTTOM;
-    let fastest = rows.iter().map(|row| row.tflops).fold(0.0, f64::max);
+    let fastest = rows.iter().filter_map(Row::tflops).fold(0.0, f64::max);
     let (step, steps) = axis(fastest);
     let x = |tflops: f64| LEFT + (RIGHT - LEFT) * tflops / (step * steps as f64);
 
@@ -61,7 +62,7 @@ pub(super) fn svg(title: &str, rows: &[Row]) -> String {
             let suite = escape(row.case.suite);
             svg.text(MARGIN, y - 8.0, "start", 13, INK, &format!("font-weight=\"600\">{suite}"));
         }
-        bar(&mut svg, row, y, x(row.tflops));
+        bar(&mut svg, row, y, x(row.tflops().unwrap_or(0.0)));
         y += ROW;
     }
     svg.end()
@@ -69,27 +70,34 @@ pub(super) fn svg(title: &str, rows: &[Row]) -> String {
 
 fn bar(svg: &mut Svg, row: &Row, y: f64, end: f64) {
     let middle = y + ROW / 2.0 + 4.0;
-    svg.text(LEFT - 10.0, middle, "end", 13, INK, &format!(">{}", escape(row.case.name)));
-    let ink = BARS.iter().find(|(direction, _)| *direction == row.direction).map_or(FAINT, |(_, ink)| ink);
+    let cache = if row.cache == Some(Cache::Warm) { ", warm" } else { "" };
+    svg.text(LEFT - 10.0, middle, "end", 13, INK, &format!(">{}{cache}", escape(&row.case.name)));
+    let (Some(tflops), Some(median_us)) = (row.tflops(), row.median_us()) else {
+        svg.text(LEFT + 8.0, middle, "start", 12, FAINT, &format!(">{}", row.kernel()));
+        return;
+    };
+    let ink = BARS.iter().find(|(direction, _)| *direction == row.case.pass.name()).map_or(FAINT, |(_, ink)| ink);
     svg.line(&format!(
         "<rect x=\"{LEFT:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{BAR}\" rx=\"2\" fill=\"{ink}\"/>",
         y + (ROW - BAR) / 2.0,
         (end - LEFT).max(1.0)
     ));
-    let value = format!("fill=\"{INK}\">{}</tspan>", significant(row.tflops));
+    let value = format!("fill=\"{INK}\">{}</tspan>", significant(tflops));
     // A rim in the colour of the page, so that a grid line does not cross a number.
     let rim = format!("paint-order=\"stroke\" stroke=\"{BACKGROUND}\" stroke-width=\"4\"");
-    let text = format!("{rim}><tspan {value}<tspan dx=\"8\">{}</tspan>", time(row.median_us));
+    let text = format!("{rim}><tspan {value}<tspan dx=\"8\">{}</tspan>", time(median_us));
     svg.text(end.max(LEFT + 1.0) + 8.0, middle, "start", 12, FAINT, &text);
 }
 
-/// Says which colour is which, where both occur.
+/// Says which colour is which, where there are several.
 fn legend(svg: &mut Svg, rows: &[Row]) {
-    if BARS.iter().any(|(direction, _)| rows.iter().all(|row| row.direction != *direction)) {
+    let mut drawn = BARS.to_vec();
+    drawn.retain(|(direction, _)| rows.iter().any(|row| row.case.pass.name() == *direction));
+    if drawn.len() < 2 {
         return;
     }
-    for (i, (direction, ink)) in BARS.iter().enumerate() {
-        let at = WIDTH - MARGIN - 200.0 + 100.0 * i as f64;
+    for (i, (direction, ink)) in drawn.iter().enumerate() {
+        let at = WIDTH - MARGIN - 300.0 + 100.0 * i as f64;
         svg.line(&format!("<rect x=\"{at:.1}\" y=\"29\" width=\"12\" height=\"12\" rx=\"2\" fill=\"{ink}\"/>"));
         svg.text(at + 18.0, 40.0, "start", 13, INK, &format!(">{direction}"));
     }
@@ -155,20 +163,22 @@ impl Svg {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::suites::{CASES, Pass};
+    use crate::bench::measure::{Measured, Trouble};
+    use crate::bench::suites::{CASES, Case};
     use fused_attention::{DType, Engine};
+    use std::time::Duration;
 
-    /// A row per case, as fast as a GPU might be.
+    /// A row per case, as fast as a GPU might be; one of them refused.
     fn rows() -> Vec<Row> {
-        let row = |(i, case): (usize, &'static crate::bench::suites::Case)| Row {
+        let row = |(i, case): (usize, &'static Case)| Row {
             case,
             engine: Engine::Cuda,
-            kernel: "forward".to_string(),
-            direction: if case.pass == Pass::Forward { "forward" } else { "backward" },
             dtype: DType::F16,
-            median_us: 3.0 * 1.4f64.powi(i as i32),
-            tflops: 12.0 + 580.0 * (i as f64 * 0.37).sin().powi(2),
-            gbytes_per_s: 1000.0,
+            cache: Some(if i % 2 == 0 { Cache::Cold } else { Cache::Warm }),
+            result: match i {
+                0 => Err(Trouble::Refused("no kernel".to_string())),
+                _ => Ok(Measured { kernel: "forward".to_string(), median: Duration::from_micros(3 + i as u64) }),
+            },
         };
         CASES.iter().enumerate().map(row).collect()
     }
@@ -177,9 +187,10 @@ mod tests {
     fn every_case_is_drawn_and_both_directions_explained() {
         let chart = svg("a < b & \"c\"", &rows());
         assert!(chart.contains("a &lt; b &amp; &quot;c&quot;"));
-        for case in CASES {
-            assert!(chart.contains(&escape(case.name)), "{}", case.name);
+        for case in CASES.iter() {
+            assert!(chart.contains(&escape(&case.name)), "{}", case.name);
         }
+        assert!(chart.contains(">refused<") && chart.contains(", warm<"));
         for (direction, ink) in BARS {
             assert!(chart.contains(&format!(">{direction}<")) && chart.contains(ink));
         }

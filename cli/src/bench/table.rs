@@ -1,30 +1,35 @@
 //! The rows as a table for the terminal.
 
+use super::gpu::Cache;
 use super::measure::Row;
 
-const HEAD: [&str; 11] = ["suite", "case", "kernel", "dtype", "b", "h", "sq", "skv", "d", "median", "TFLOP/s"];
+const HEAD: [&str; 13] =
+    ["suite", "case", "kernel", "dtype", "cache", "b", "h", "sq", "skv", "d", "median", "TFLOP/s", "GB/s"];
 /// Columns of words; the others are numbers and end at their right edge.
-const WORDS: usize = 4;
+const WORDS: usize = 5;
+/// What stands where a row has nothing.
+const NOTHING: &str = "–";
 
 pub(super) fn aligned(rows: &[Row]) -> String {
     let mut lines = vec![HEAD.map(String::from).to_vec()];
-    lines[0].push("GB/s".to_string());
     for row in rows {
         let case = row.case;
         let skv: Vec<String> = case.keys().iter().map(usize::to_string).collect();
+        let number = |value: Option<f64>, text: fn(f64) -> String| value.map_or(NOTHING.to_string(), text);
         lines.push(vec![
             case.suite.to_string(),
-            case.name.to_string(),
-            row.kernel.clone(),
+            case.name.clone(),
+            row.kernel().to_string(),
             row.dtype.name().to_string(),
+            row.cache.map_or(NOTHING, Cache::name).to_string(),
             case.batch.to_string(),
             case.heads.to_string(),
             case.seq_q.to_string(),
             skv.join("+"),
             case.head_dim.to_string(),
-            time(row.median_us),
-            significant(row.tflops),
-            significant(row.gbytes_per_s),
+            number(row.median_us(), time),
+            number(row.tflops(), significant),
+            number(row.gbytes_per_s(), significant),
         ]);
     }
     let columns = lines[0].len();
