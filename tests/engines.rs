@@ -2,26 +2,26 @@
 
 mod cases;
 
-use cases::{Case, Data, GateCase, Layout, all, bound, naive};
-use fused_attention::{Attention, DType, Direction, Engine, Error, Outputs, TensorRef, device};
+use cases::{Case, Data, GateCase, HostTensor, Layout, all, bound, bound_of_draws, naive, naive_draws, round_to};
+use fused_attention::{
+    Attention, Backward, DType, Direction, Engine, Error, Gradient, Outputs, Saved, TensorDesc, TensorRef, device,
+};
 use rayon::prelude::*;
 use std::io::Write;
 
-/// Engines to test, all but the oracle; those that cannot run here are named loudly.
-fn engines() -> Vec<Engine> {
+/// Engines to test in one direction, all but the oracle; those that cannot run here are named loudly.
+fn engines(direction: Direction) -> Vec<Engine> {
     let (there, missing): (Vec<Engine>, Vec<Engine>) =
         [Engine::Cpu, Engine::Emulated, Engine::Cuda].into_iter().partition(|&engine| {
             device(engine).is_ok()
-                && fused_attention::INSTANCES
-                    .iter()
-                    .any(|row| row.runs_on(engine) && row.direction == Direction::Forward)
+                && fused_attention::INSTANCES.iter().any(|row| row.runs_on(engine) && row.direction == direction)
         });
     for engine in missing {
         let why = match device(engine) {
             Err(reason) => reason.to_string(),
             Ok(_) => "it has no kernel".to_string(),
         };
-        left_out(&format!("the {} engine on the case list: {why}", engine.name()));
+        left_out(&format!("the {} engine on the case list, {}: {why}", engine.name(), direction.name()));
     }
     there
 }
@@ -35,7 +35,7 @@ fn left_out(what: &str) {
 fn every_case_within_the_bound() {
     let cases = all();
     assert!(cases.len() >= 60, "the list has {} cases", cases.len());
-    let engines = engines();
+    let engines = engines(Direction::Forward);
     let failures: Vec<String> = cases.par_iter().flat_map_iter(|case| failures(case, &engines)).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -86,7 +86,7 @@ fn the_reference_rounds_the_oracle_once() {
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    for engine in engines() {
+    for engine in engines(Direction::Forward) {
         for case in all().iter().step_by(5).filter(|case| case.has_kernel(engine)) {
             let data = Data::new(case, 3);
             assert_eq!(bits(&data.run(engine).0), bits(&data.run(engine).0), "{} {}", engine.name(), case.name);
@@ -94,7 +94,7 @@ fn two_runs_give_the_same_bits() {
     }
 }
 
-fn bits(tensor: &cases::HostTensor) -> Vec<u32> {
+fn bits(tensor: &HostTensor) -> Vec<u32> {
     tensor.values().iter().map(|value| value.to_bits()).collect()
 }
 
@@ -107,8 +107,8 @@ fn a_gate_of_zero_is_no_branch() {
     // Not even NaN gets through a closed gate.
     let values = vec![f32::NAN; data.branches[1].segments[0].v.elements()];
     let shape = data.branches[1].segments[0].v.shape.clone();
-    data.branches[1].segments[0].v = cases::HostTensor::new(DType::F16, &shape, &values, Layout::Bshd);
-    for engine in engines().into_iter().chain([Engine::Reference]) {
+    data.branches[1].segments[0].v = HostTensor::new(DType::F16, &shape, &values, Layout::Bshd);
+    for engine in engines(Direction::Forward).into_iter().chain([Engine::Reference]) {
         let closed = data.run(engine).0;
         let mut without: Attention<TensorRef<'_>> = data.attention();
         without.branches.remove(1);
@@ -125,7 +125,7 @@ fn a_gate_of_zero_is_no_branch() {
 
 #[test]
 fn accumulating_adds_before_the_rounding() {
-    for engine in engines().into_iter().chain([Engine::Reference]) {
+    for engine in engines(Direction::Forward).into_iter().chain([Engine::Reference]) {
         for dtype in [DType::F16, DType::BF16, DType::F32] {
             let layout = if engine == Engine::Emulated { Layout::Bhsd } else { Layout::Gaps };
             let case = Case::plain("accumulate", dtype, [2, 70, 3, 40], 77).layout(layout);
@@ -135,14 +135,14 @@ fn accumulating_adds_before_the_rounding() {
             let data = Data::new(&case, 5);
             let shape = [2, 70, 3, 40];
             let before: Vec<f32> =
-                (0..2 * 70 * 3 * 40).map(|n| cases::round_to(dtype, 0.37 * (n % 101) as f32 - 15.0)).collect();
-            let mut out = cases::HostTensor::new(dtype, &shape, &before, layout);
+                (0..2 * 70 * 3 * 40).map(|n| round_to(dtype, 0.37 * (n % 101) as f32 - 15.0)).collect();
+            let mut out = HostTensor::new(dtype, &shape, &before, layout);
             let attention = data.attention().accumulate();
             attention.forward(engine, Outputs::new(out.view_mut())).expect("a legal problem");
             let oracle = data.attention().forward_f64().expect("a legal problem").out.values;
             let sum: Vec<f64> = oracle.iter().zip(&before).map(|(&new, &old)| new + f64::from(old)).collect();
             let naive: Vec<f32> =
-                naive(&data).out.iter().zip(&before).map(|(&new, &old)| cases::round_to(dtype, new + old)).collect();
+                naive(&data).out.iter().zip(&before).map(|(&new, &old)| round_to(dtype, new + old)).collect();
             let check = bound(dtype, &out.values(), &naive, &sum);
             assert!(check.holds(), "{} {dtype}: {check:?}", engine.name());
             assert!(out.gaps_untouched());
@@ -156,12 +156,201 @@ fn nan_inputs_show_in_their_rows_alone() {
     let mut data = Data::new(&case, 6);
     let mut values = data.q.values();
     values[33 * 16 + 5] = f32::NAN;
-    data.q = cases::HostTensor::new(DType::BF16, &[1, 70, 1, 16], &values, Layout::Bshd);
-    for engine in engines().into_iter().chain([Engine::Reference]) {
+    data.q = HostTensor::new(DType::BF16, &[1, 70, 1, 16], &values, Layout::Bshd);
+    for engine in engines(Direction::Forward).into_iter().chain([Engine::Reference]) {
         let out = data.run(engine).0.values();
         for (i, row) in out.chunks(16).enumerate() {
             assert_eq!(row.iter().all(|x| x.is_nan()), i == 33, "{} row {i}", engine.name());
             assert_eq!(row.iter().any(|x| x.is_nan()), i == 33, "{} row {i}", engine.name());
         }
     }
+}
+
+#[test]
+fn every_gradient_within_the_bound() {
+    let engines = engines(Direction::Backward);
+    let failures: Vec<String> = all().par_iter().flat_map_iter(|case| gradient_failures(case, &engines)).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+fn gradient_failures(case: &Case, engines: &[Engine]) -> Vec<String> {
+    let data = Data::new(case, 7);
+    let (oracle, naive) = (data.oracle_gradients(), naive_draws(&data, None));
+    let mut failures = Vec::new();
+    for &engine in engines {
+        // From what the forward saved they are asked for in f32.
+        let dtype = case.dtype;
+        let tensors = data.gradient_tensors(dtype, |_| true);
+        let computed = match data.try_backward(engine, data.dout.view(), tensors) {
+            Ok(computed) if case.has_backward(engine) => computed,
+            Err(Error::Refused(_)) if !case.has_backward(engine) => continue,
+            Ok(_) => panic!("{} ran {}, which it has no kernel for", engine.name(), case.name),
+            Err(error) => {
+                failures.push(format!("{} {}: {error}", engine.name(), case.name));
+                continue;
+            }
+        };
+        for (gradient, tensor) in &computed {
+            let check = judge(tensor, &naive[gradient], &oracle[gradient]);
+            if !check.holds() {
+                failures.push(format!("{} {} {gradient:?} in {dtype}: {check:?}", engine.name(), case.name));
+            }
+        }
+    }
+    failures
+}
+
+/// A gradient beside the naive one, both rounded to the type of its tensor.
+fn judge(tensor: &HostTensor, naive: &[Vec<f32>], oracle: &[f64]) -> cases::Bound {
+    let dtype = tensor.dtype();
+    let round = |naive: &Vec<f32>| naive.iter().map(|&value| round_to(dtype, value)).collect();
+    let naive: Vec<Vec<f32>> = naive.iter().map(round).collect();
+    bound_of_draws(dtype, &tensor.values(), &naive, oracle)
+}
+
+/// Bits of every gradient that `wanted` admits.
+fn gradient_bits(data: &Data, engine: Engine, wanted: impl Fn(Gradient) -> bool) -> Vec<(Gradient, Vec<u32>)> {
+    let tensors = data.gradient_tensors(data.case.dtype, wanted);
+    let computed = data.try_backward(engine, data.dout.view(), tensors).expect("a case with a kernel");
+    computed.into_iter().map(|(gradient, tensor)| (gradient, bits(&tensor))).collect()
+}
+
+fn backward_cases(engine: Engine) -> impl Iterator<Item = Case> {
+    all().into_iter().step_by(4).filter(move |case| case.has_backward(engine))
+}
+
+#[test]
+fn gradients_have_the_same_bits_whatever_runs_them() {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let (one, three) = (pool(1), pool(3));
+    for engine in engines(Direction::Backward) {
+        for case in backward_cases(engine) {
+            let data = Data::new(&case, 8);
+            let first = gradient_bits(&data, engine, |_| true);
+            for (threads, again) in [
+                ("as many", gradient_bits(&data, engine, |_| true)),
+                ("1", one.install(|| gradient_bits(&data, engine, |_| true))),
+                ("3", three.install(|| gradient_bits(&data, engine, |_| true))),
+            ] {
+                assert!(first == again, "{} {}: {threads} threads", engine.name(), case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gradient_has_the_same_bits_alone() {
+    for engine in engines(Direction::Backward) {
+        for case in backward_cases(engine) {
+            let data = Data::new(&case, 9);
+            for (gradient, together) in gradient_bits(&data, engine, |_| true) {
+                let alone = gradient_bits(&data, engine, |wanted| wanted == gradient);
+                assert_eq!(alone.len(), 1);
+                assert!(alone[0].1 == together, "{} {} {gradient:?}", engine.name(), case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gate_of_zero_lets_no_gradient_through() {
+    let case = Case::decoupled("zero", DType::F16, [2, 70, 3, 40], 77, &[16, 5])
+        .gate(1, GateCase::Scalar(0.0))
+        .gate(2, GateCase::Scalar(0.7));
+    let mut data = Data::new(&case, 10);
+    let clean = Data::new(&case, 10);
+    let values = vec![f32::NAN; data.branches[1].segments[0].v.elements()];
+    let shape = data.branches[1].segments[0].v.shape.clone();
+    data.branches[1].segments[0].v = HostTensor::new(DType::F16, &shape, &values, Layout::Bshd);
+    for engine in engines(Direction::Backward).into_iter().chain([Engine::Reference]) {
+        let all_but_its_gate = |gradient| gradient != Gradient::Gate(1);
+        let closed = gradient_bits(&data, engine, all_but_its_gate);
+        assert!(closed == gradient_bits(&clean, engine, all_but_its_gate), "{}", engine.name());
+        for (gradient, bits) in closed {
+            let nothing = matches!(gradient, Gradient::K(1) | Gradient::V(1));
+            assert_eq!(bits.iter().all(|&bits| bits << 1 == 0), nothing, "{} {gradient:?}", engine.name());
+        }
+
+        // A gate that starts closed can learn to open (docs/math.md, equation 8).
+        let opening = gradient_bits(&clean, engine, |gradient| gradient == Gradient::Gate(1));
+        assert!(f32::from_bits(opening[0].1[0]).abs() > 1e-3, "{}", engine.name());
+    }
+}
+
+#[test]
+fn gradients_of_any_strides() {
+    let case = Case::plain("strides", DType::BF16, [2, 70, 4, 24], 91).kv_heads(0, 2);
+    let data = Data::new(&case, 12);
+    for engine in engines(Direction::Backward).into_iter().chain([Engine::Reference]) {
+        for dtype in [DType::BF16, DType::F32] {
+            let dense = data.gradient_tensors(dtype, |_| true);
+            let dense = data.try_backward(engine, data.dout.view(), dense).expect("a case with a kernel");
+            // Components outermost, the other dimensions backwards.
+            let turned = |(gradient, tensor): &(Gradient, HostTensor)| {
+                let mut next = -1;
+                let mut strides: Vec<isize> = tensor
+                    .shape
+                    .iter()
+                    .map(|&extent| {
+                        let stride = next;
+                        next *= extent as isize;
+                        stride
+                    })
+                    .collect();
+                strides.last_mut().into_iter().for_each(|last| *last = -*last);
+                let desc = TensorDesc::from_slices(tensor.dtype(), &tensor.shape, &strides).expect("as many strides");
+                (*gradient, HostTensor::exact(&desc, 3, || f32::NAN))
+            };
+            let turned: Vec<_> = dense.iter().map(turned).collect();
+            let turned = data.try_backward(engine, data.dout.view(), turned).expect("a case with a kernel");
+            for ((gradient, dense), (_, turned)) in dense.iter().zip(&turned) {
+                assert!(bits(dense) == bits(turned), "{} {gradient:?} in {dtype}", engine.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_without_keys_have_no_gradient() {
+    let case = Case::plain("empty", DType::BF16, [1, 150, 2, 40], 64).causal(0, fused_attention::Causal::BottomRight);
+    let data = Data::new(&case, 11);
+    for engine in engines(Direction::Backward).into_iter().chain([Engine::Reference]) {
+        let tensors = data.gradient_tensors(DType::F32, |gradient| gradient == Gradient::Q);
+        let computed = data.try_backward(engine, data.dout.view(), tensors).expect("a case with a kernel");
+        for (row, dq) in computed[0].1.values().chunks(40).enumerate() {
+            // 86 queries more than keys; the first key belongs to one query only, whose softmax is constant.
+            assert_eq!(dq.iter().all(|&dq| dq == 0.0), row / 2 < 87, "{} row {row}", engine.name());
+        }
+    }
+}
+
+#[test]
+fn gradients_from_what_the_forward_saved() {
+    let engines = engines(Direction::Backward);
+    let failures: Vec<String> = all()
+        .par_iter()
+        .flat_map_iter(|case| engines.iter().flat_map(|&engine| saved_failures(case, engine)))
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// `out` was rounded when it was saved, and the yardstick has the same loss: a naive computation from the saved results.
+fn saved_failures(case: &Case, engine: Engine) -> Vec<String> {
+    if !case.has_backward(engine) {
+        return Vec::new();
+    }
+    let data = Data::new(case, 7);
+    let (out, lse) = data.run(engine);
+    let saved = Saved { out: out.clone(), lse: lse.clone() };
+    let (oracle, naive) = (data.oracle_gradients(), naive_draws(&data, Some(&saved)));
+    // Of gates and regions the saved results tell nothing.
+    let tensors =
+        data.gradient_tensors(DType::F32, |gradient| !matches!(gradient, Gradient::Gate(_) | Gradient::Region(_)));
+    let backward = Backward::new(data.dout.view()).saved(out.view(), lse.view());
+    let computed = data.try_backward(engine, backward, tensors).expect("a case with a kernel");
+    (computed.iter())
+        .map(|(gradient, tensor)| (gradient, judge(tensor, &naive[gradient], &oracle[gradient])))
+        .filter(|(_, check)| !check.holds())
+        .map(|(gradient, check)| format!("{} {} {gradient:?} saved: {check:?}", engine.name(), case.name))
+        .collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! Alone in its program, because it counts what the whole process allocates.
 
-use fused_attention::{Attention, Branch, DType, Engine, Plan, TensorMut, TensorRef};
+use fused_attention::{Attention, Branch, DType, Direction, Engine, Gradient, Gradients, Plan, TensorMut, TensorRef};
 use half::f16;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -30,29 +30,56 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Runs self-attention of `tokens` and returns the plan and the bytes allocated at the peak beyond those before.
-fn peak_of(tokens: usize) -> (Plan, usize) {
-    const WIDTH: usize = 64;
-    let shape = [1, tokens, 1, WIDTH];
-    let data: Vec<f16> = (0..tokens * WIDTH).map(|n| f16::from_f32((n * 37 % 101) as f32 / 50.0 - 1.0)).collect();
+const WIDTH: usize = 64;
+
+/// Bytes that `run` allocates at the peak beyond those before, and its plan.
+fn peak_of(run: impl FnOnce() -> Plan) -> (Plan, usize) {
+    let before = HELD.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let plan = run();
+    (plan, PEAK.load(Relaxed) - before)
+}
+
+fn numbers(tokens: usize) -> Vec<f16> {
+    (0..tokens * WIDTH).map(|n| f16::from_f32((n * 37 % 101) as f32 / 50.0 - 1.0)).collect()
+}
+
+/// Self-attention of `tokens`.
+fn forward(tokens: usize) -> (Plan, usize) {
+    let (data, shape) = (numbers(tokens), [1, tokens, 1, WIDTH]);
     let mut out = vec![f16::NAN; tokens * WIDTH];
     let x = TensorRef::bshd(&data, shape);
     let attention = Attention::new(x).branch(Branch::new(x, x));
-
-    let before = HELD.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let plan = attention.forward(Engine::Cpu, TensorMut::bshd(&mut out, shape)).expect("a legal problem");
-    let peak = PEAK.load(Relaxed) - before;
+    let peak = peak_of(|| attention.forward(Engine::Cpu, TensorMut::bshd(&mut out, shape)).expect("a legal problem"));
     assert!(out.iter().all(|x| x.is_finite()));
-    (plan, peak)
+    peak
 }
 
+/// All its gradients.
+fn backward(tokens: usize) -> (Plan, usize) {
+    let (data, shape) = (numbers(tokens), [1, tokens, 1, WIDTH]);
+    let x = TensorRef::bshd(&data, shape);
+    let attention = Attention::new(x).branch(Branch::new(x, x));
+    let mut tensors =
+        [Gradient::Q, Gradient::K(0), Gradient::V(0)].map(|gradient| (gradient, vec![f16::NAN; tokens * WIDTH]));
+    let peak = peak_of(|| {
+        let wanted = tensors.iter_mut().map(|(gradient, data)| (*gradient, TensorMut::bshd(data, shape))).collect();
+        attention.backward(Engine::Cpu, x, Gradients { wanted }).expect("a legal problem")
+    });
+    assert!(tensors.iter().flat_map(|(_, data)| data).all(|x| x.is_finite()));
+    peak
+}
+
+/// The request's own lists and those of the pool; what the matrix product packs into was allocated by the first call.
+const BESIDE_THE_PLAN: usize = 256 << 10;
+
+// One test, because what another allocates at the same time would count too.
 #[test]
 fn scratch_does_not_grow_with_the_sequence() {
     // The first call also starts the thread pool.
-    let (_, first) = peak_of(256);
-    let (_, short) = peak_of(1024);
-    let (plan, long) = peak_of(16_384);
+    let (_, first) = forward(256);
+    let (_, short) = forward(1024);
+    let (plan, long) = forward(16_384);
     println!("peak beyond the tensors: {first} bytes at 256 tokens, {short} at 1,024, {long} at 16,384");
     println!("planned: {} bytes", plan.workspace_bytes());
     assert!(long < 64 << 20, "{long} bytes of scratch for 16,384 tokens");
@@ -60,4 +87,19 @@ fn scratch_does_not_grow_with_the_sequence() {
     assert!(long <= short + short / 4, "{short} bytes at 1,024 tokens, {long} at 16,384");
     assert_eq!(plan.engine(), Engine::Cpu);
     assert!(DType::F16.size() * 16_384 * 16_384 > 64 << 20, "the buffer that is not there would break the limit");
+
+    let (_, first) = backward(256);
+    let (short_plan, short) = backward(1024);
+    let (plan, long) = backward(8192);
+    println!("backward: {first} bytes at 256 tokens, {short} at 1,024 tokens, {long} at 8,192");
+    println!("planned: {} and {} bytes", short_plan.workspace_bytes(), plan.workspace_bytes());
+    // A few numbers of every row come with the tokens; an Sq×Skv buffer would be 134 MB.
+    const ROW: usize = 32;
+    assert!(long <= short + short / 4 + ROW * 8192, "{short} at 1,024, {long} at 8,192");
+    for (plan, peak) in [(short_plan, short), (plan, long)] {
+        assert_eq!((plan.engine(), plan.direction()), (Engine::Cpu, Direction::Backward));
+        let planned = plan.workspace_bytes();
+        assert!(peak <= planned + BESIDE_THE_PLAN, "{peak} bytes at the peak, {planned} planned");
+        assert!(planned <= 2 * peak, "{peak} bytes at the peak, {planned} planned");
+    }
 }

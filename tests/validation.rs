@@ -210,6 +210,27 @@ fn gradients() {
 }
 
 #[test]
+fn what_the_forward_saved() {
+    let check = |accumulate: bool, out: TensorDesc, lse: TensorDesc| {
+        let mut attention = legal();
+        attention.accumulate = accumulate;
+        one(Problem::backward(&attention, &Backward::new(rows(SQ, H)).saved(out, lse), &Gradients::<TensorDesc>::new()))
+    };
+    let (out, lse) = (rows(SQ, H), TensorDesc::contiguous(DType::F32, [2, B, H, SQ]));
+    assert_eq!(check(true, out, lse), (Argument::Out, Rule::SavedSum));
+    let (argument, rule) = check(false, rows(SQ + 1, H), lse);
+    assert_eq!((argument, rule.to_string().as_str()), (Argument::Out, "has seq_q 6; it must be 5"));
+    let (argument, rule) = check(false, TensorDesc::bshd(DType::F32, [B, SQ, H, D]), lse);
+    assert_eq!((argument, rule.to_string().as_str()), (Argument::Out, "is f32; convert it to f16"));
+    let (argument, rule) = check(false, out, TensorDesc::contiguous(DType::F32, [1, B, H, SQ]));
+    assert_eq!((argument, rule.to_string().as_str()), (Argument::Lse, "has branches 1; it must be 2"));
+    let (argument, rule) = check(false, out, TensorDesc::contiguous(DType::F16, [2, B, H, SQ]));
+    assert_eq!((argument, rule.to_string().as_str()), (Argument::Lse, "is f16; convert it to f32"));
+    let (argument, rule) = check(false, out, TensorDesc::contiguous(DType::F32, [B, H, SQ]));
+    assert_eq!((argument, matches!(rule, Rule::Rank { got: 3, .. })), (Argument::Lse, true));
+}
+
+#[test]
 fn slices_and_key_lengths() {
     let (q, kv) = (vec![0.5f32; B * SQ * H * D], vec![0.5f32; B * SKV * H * D]);
     let lens = [7u32, 8];
@@ -248,9 +269,13 @@ fn widths_past_the_cpu_kernels_are_refused_with_both_reasons() {
     let wide = TensorDesc::bshd(DType::F32, [1, 1, 1, 20_000]);
     let attention = Attention::new(wide).branch(Branch::new(wide, wide));
     let problem = Problem::forward(&attention, &Outputs::new(wide)).expect("a legal problem");
-    let refusal = Plan::new(&problem, &Device::Cpu { threads: 2 }).expect_err("too wide");
-    assert_eq!(refusal.reasons.len(), 2, "{refusal}");
-    Plan::new(&problem, &Device::Reference).expect("the reference takes any width");
+    let gradients = Gradients::new().want(Gradient::Q, wide);
+    let backward = Problem::backward(&attention, &Backward::new(wide), &gradients).expect("a legal problem");
+    for problem in [problem, backward] {
+        let refusal = Plan::new(&problem, &Device::Cpu { threads: 2 }).expect_err("too wide");
+        assert_eq!(refusal.reasons.len(), 2, "{refusal}");
+        Plan::new(&problem, &Device::Reference).expect("the reference takes any width");
+    }
 }
 
 #[test]
@@ -268,6 +293,14 @@ fn nothing_to_do_is_done_at_once() {
             let out = TensorMut::strided(&mut out, 0, shape, [0, 0, 0, 1]);
             let lse = TensorMut::strided(&mut lse, 0, [3, b, h, sq], [0, 0, 0, 0]);
             attention.forward(engine, Outputs::new(out).lse(lse)).expect("nothing to do");
+
+            let (mut dq, mut dgate) = (nothing, [f32::NAN]);
+            let wanted = Gradients::new()
+                .want(Gradient::Q, TensorMut::strided(&mut dq, 0, shape, [0, 0, 0, 1]))
+                .want(Gradient::Gate(1), TensorMut::contiguous(&mut dgate, []));
+            let dout = TensorRef::strided(&nothing, 0, shape, [0, 0, 0, 1]);
+            attention.backward(engine, dout, wanted).expect("nothing to do");
+            assert_eq!(dgate, [0.0]);
         }
     }
 }
@@ -453,6 +486,7 @@ fn run(request: &Request, rng: &mut StdRng) {
         HostTensor::exact(tensor, 0, || rng.random::<f32>() * limit)
     };
     let owned = request.attention.map(&mut draw);
+    let dout = draw(&request.dout);
     let bound = owned.map(HostTensor::view);
     for engine in [Engine::Cpu, Engine::Reference] {
         let mut out = HostTensor::exact(&request.outputs.out, 7, || f32::NAN);
@@ -464,6 +498,19 @@ fn run(request: &Request, rng: &mut StdRng) {
         if bound.softmax_scale.is_none() {
             assert!(out.values().iter().all(|x| !x.is_nan()), "every element is written and none is NaN");
             assert!(lse.iter().all(|lse| lse.values().iter().all(|x| !x.is_nan())));
+        }
+
+        let mut gradients: Vec<(Gradient, HostTensor)> = (request.gradients.wanted.iter())
+            .map(|(gradient, desc)| (*gradient, HostTensor::exact(desc, 7, || f32::NAN)))
+            .collect();
+        let wanted = gradients.iter_mut().map(|(gradient, tensor)| (*gradient, tensor.view_mut())).collect();
+        bound.backward(engine, dout.view(), Gradients { wanted }).expect("validated before");
+        assert!(gradients.iter().all(|(_, gradient)| gradient.gaps_untouched()));
+        // So does a gate of f32::MAX the gradients that it is a factor of.
+        let overflows = bound.branches.iter().any(|branch| matches!(branch.gate, Gate::Scalar(f32::MAX)));
+        if bound.softmax_scale.is_none() && !overflows {
+            let all = gradients.iter().flat_map(|(_, gradient)| gradient.values());
+            assert!(all.into_iter().all(|x| !x.is_nan()), "every element is written and none is NaN");
         }
     }
 }
@@ -496,7 +543,7 @@ proptest! {
             prop_assert!(!invalid.to_string().is_empty());
         }
         // Running is a hundred times dearer than judging.
-        if forward.is_ok() && seed % 16 == 0 && is_small(&mut request) {
+        if forward.is_ok() && backward.is_ok() && seed % 16 == 0 && is_small(&mut request) {
             run(&request, &mut rng);
         }
     }

@@ -31,6 +31,16 @@ pub enum Argument {
     Dbias(usize),
     Dgate(usize),
     Dregion(usize),
+    /// Scratch memory of a call.
+    Workspace,
+}
+
+impl Argument {
+    /// Whether it is a tensor of rows of elements of one head: `q`, `k`, `v`, `out` and what is of their shape.
+    pub(crate) fn is_of_rows(self) -> bool {
+        use Argument::*;
+        matches!(self, Q | K(_) | V(_) | Out | Dout | Dq | Dk(_) | Dv(_))
+    }
 }
 
 impl fmt::Display for Argument {
@@ -57,6 +67,7 @@ impl fmt::Display for Argument {
             Dbias(i) => ("dbias", Some(i)),
             Dgate(i) => ("dgate", Some(i)),
             Dregion(i) => ("dregion", Some(i)),
+            Workspace => ("workspace", None),
         };
         match number {
             Some(number) => write!(f, "{name}.{number}"),

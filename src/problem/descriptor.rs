@@ -103,7 +103,8 @@ pub struct Outputs<T> {
 pub struct Backward<T> {
     /// Gradient of `out`: `[batch, seq_q, heads, value_dim]`, type of q; last dimension contiguous.
     pub dout: T,
-    /// What the forward of the same request wrote. Kernels that can go without a pass by it do; none needs it.
+    /// What the forward of the same request wrote. Kernels that can go without a pass by it do; none needs it. What is
+    /// computed from it has the rounding of `out`; without it nothing is lost.
     pub saved: Option<Saved<T>>,
 }
 
@@ -141,6 +142,11 @@ pub enum Gradient {
 }
 
 impl Gradient {
+    /// Whether it is one of rows of elements, as its input is.
+    pub(crate) fn is_of_rows(self) -> bool {
+        matches!(self, Gradient::Q | Gradient::K(_) | Gradient::V(_))
+    }
+
     /// The argument that receives this gradient, `first` being the number of a branch's first segment.
     pub(crate) fn argument(self, first: impl Fn(usize) -> usize) -> Argument {
         match self {

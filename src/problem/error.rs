@@ -102,6 +102,14 @@ pub enum Rule {
         /// Elements there.
         len: usize,
     },
+    /// A workspace smaller than the plan's.
+    #[error("has {len} bytes; the plan needs {needed}: pass `workspace_bytes()` of them")]
+    WorkspaceTooShort {
+        /// Bytes needed.
+        needed: usize,
+        /// Bytes there.
+        len: usize,
+    },
     /// A buffer at address zero.
     #[error("has elements, but its buffer is at address 0; pass a buffer")]
     Null,

@@ -97,7 +97,7 @@ pub(crate) enum Results {
         /// `[batch, seq_q, heads, value_dim]`
         dout: Strides<4>,
         saved: Option<Saved<Strides<4>>>,
-        gradients: Vec<GradientProblem>,
+        gradients: SmallVec<[GradientProblem; 8]>,
     },
 }
 
@@ -105,6 +105,7 @@ pub(crate) enum Results {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GradientProblem {
     pub(crate) gradient: Gradient,
+    pub(crate) dtype: DType,
     pub(crate) extents: [usize; 4],
     pub(crate) strides: Strides<4>,
 }
@@ -170,20 +171,33 @@ impl Problem {
 
     /// Keys of every segment, in order across branches.
     pub fn seq_kv(&self) -> impl Iterator<Item = usize> {
-        self.branches.iter().flat_map(|branch| branch.segments.iter().map(|segment| segment.seq_kv))
+        self.segments().map(|segment| segment.seq_kv)
+    }
+
+    /// Every segment, across branches.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = &SegmentProblem> + use<'_> {
+        self.branches.iter().flat_map(|branch| &branch.segments)
     }
 
     /// Tensors of rows with a row that does not start at a multiple of `step` elements from the first.
     pub(crate) fn misaligned_rows(&self, step: usize) -> impl Iterator<Item = Argument> {
-        let segments = self.branches.iter().flat_map(|branch| &branch.segments).enumerate();
-        let keys = segments.flat_map(|(i, segment)| [(Argument::K(i), segment.k), (Argument::V(i), segment.v)]);
-        let results = match self.results {
-            Results::Forward { out, .. } => (Argument::Out, out),
-            Results::Backward { dout, .. } => (Argument::Dout, dout),
-        };
+        let keys = self
+            .segments()
+            .enumerate()
+            .flat_map(|(i, segment)| [(Argument::K(i), segment.k), (Argument::V(i), segment.v)]);
+        let mut results: SmallVec<[(Argument, Strides<4>); 8]> = SmallVec::new();
+        match &self.results {
+            Results::Forward { out, .. } => results.push((Argument::Out, *out)),
+            Results::Backward { dout, saved, gradients } => {
+                results.push((Argument::Dout, *dout));
+                results.extend(saved.as_ref().map(|saved| (Argument::Out, saved.out)));
+                let of_rows = gradients.iter().filter(|wanted| wanted.gradient.is_of_rows());
+                results.extend(of_rows.map(|wanted| (wanted.gradient.argument(|_| 0), wanted.strides)));
+            }
+        }
         let aligned =
             move |strides: &Strides<4>| strides[..3].iter().all(|stride| stride.unsigned_abs().is_multiple_of(step));
-        let rows = [(Argument::Q, self.q)].into_iter().chain(keys).chain([results]);
+        let rows = [(Argument::Q, self.q)].into_iter().chain(keys).chain(results);
         rows.filter(move |(_, strides)| !aligned(strides)).map(|(argument, _)| argument)
     }
 

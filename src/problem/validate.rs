@@ -7,6 +7,7 @@ use super::dtype::DType::{self, BF16, Bool, F16, F32, U32};
 use super::error::{DTypes, Extent, Invalid, Rule, Violation};
 use super::tensor::{Tensor, TensorDesc};
 use super::{BranchProblem, GradientProblem, List, Problem, Results, SegmentProblem, Strides};
+use smallvec::SmallVec;
 
 /// The largest extent of any dimension: positions and their differences are counted in 32-bit signed integers.
 pub const MAX_EXTENT: usize = i32::MAX as usize;
@@ -250,17 +251,15 @@ impl Checker {
         &mut self,
         attention: &Attention<T>,
         gradients: &Gradients<G>,
-    ) -> Vec<GradientProblem> {
+    ) -> SmallVec<[GradientProblem; 8]> {
         let first = |branch: usize| attention.first_segment(branch);
-        let mut seen = Vec::new();
-        let mut checked = Vec::with_capacity(gradients.wanted.len());
-        for (gradient, tensor) in &gradients.wanted {
+        let mut checked = SmallVec::with_capacity(gradients.wanted.len());
+        for (n, (gradient, tensor)) in gradients.wanted.iter().enumerate() {
             let desc = &tensor.desc();
             let argument = gradient.argument(first);
-            if seen.contains(gradient) {
+            if gradients.wanted[..n].iter().any(|(before, _)| before == gradient) {
                 self.report(argument, Rule::Twice);
             }
-            seen.push(*gradient);
             let Some(input) = input_of(attention, *gradient) else {
                 self.report(argument, Rule::NoInput);
                 continue;
@@ -458,7 +457,7 @@ fn canonical_gradient(gradient: Gradient, desc: &TensorDesc) -> GradientProblem 
         (Gradient::Region(_), 2) => &[0, 2],
         _ => &[0, 1, 2, 3],
     };
-    let mut checked = GradientProblem { gradient, extents: [1; 4], strides: [0; 4] };
+    let mut checked = GradientProblem { gradient, dtype: desc.dtype(), extents: [1; 4], strides: [0; 4] };
     for (&dim, (&extent, &stride)) in dims.iter().zip(desc.shape().iter().zip(desc.strides())) {
         checked.extents[dim] = extent;
         checked.strides[dim] = if extent == 1 { 0 } else { stride };

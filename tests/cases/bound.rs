@@ -23,9 +23,19 @@ impl Bound {
 ///
 /// `dtype` is the type that `got` is stored in.
 pub fn bound(dtype: DType, got: &[f32], naive: &[f32], oracle: &[f64]) -> Bound {
+    bound_of_draws(dtype, got, &[naive.to_vec()], oracle)
+}
+
+/// The same beside the worst of several naive results.
+pub fn bound_of_draws(dtype: DType, got: &[f32], naive: &[Vec<f32>], oracle: &[f64]) -> Bound {
     assert_eq!(got.len(), oracle.len(), "as many results as the oracle has");
-    assert_eq!(naive.len(), oracle.len(), "as many naive results as the oracle has");
-    let (own, theirs) = (Errors::of(got, oracle), Errors::of(naive, oracle));
+    let own = Errors::of(got, oracle);
+    let theirs = naive.iter().fold(Errors { frobenius: 0.0, largest: 0.0 }, |worst, naive| {
+        assert_eq!(naive.len(), oracle.len(), "as many naive results as the oracle has");
+        let errors = Errors::of(naive, oracle);
+        assert!(!errors.frobenius.is_nan(), "a naive result that bounds nothing");
+        Errors { frobenius: worst.frobenius.max(errors.frobenius), largest: worst.largest.max(errors.largest) }
+    });
     let norm = oracle.iter().filter(|x| x.is_finite()).map(|x| x * x).sum::<f64>().sqrt();
     let max = oracle.iter().filter(|x| x.is_finite()).fold(0.0f64, |max, x| max.max(x.abs()));
     let half_ulp = half_ulp(dtype, max);

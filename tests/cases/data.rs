@@ -2,11 +2,13 @@
 
 use super::{BiasCase, BiasValues, Case, GateCase, Layout, RegionCase};
 use fused_attention::{
-    Attention, Branch, DType, Engine, Error, Gate, Outputs, Segment, TensorDesc, TensorMut, TensorRef,
+    Attention, Backward, Branch, DType, Engine, Error, Gate, Gradient, Gradients, Outputs, Segment, Tensor, TensorDesc,
+    TensorMut, TensorRef,
 };
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use std::collections::HashMap;
 
 /// The memory of a tensor, by element type.
 #[derive(Clone, Debug)]
@@ -238,6 +240,7 @@ fn place(shape: &[usize], layout: Layout) -> (usize, usize, Vec<isize>) {
 }
 
 /// The tensors of a case and the request they make.
+#[derive(Clone)]
 pub struct Data {
     pub case: Case,
     pub q: HostTensor,
@@ -245,12 +248,14 @@ pub struct Data {
     pub dout: HostTensor,
 }
 
+#[derive(Clone)]
 pub struct BranchData {
     pub gate: Option<HostTensor>,
     pub region: Option<HostTensor>,
     pub segments: Vec<SegmentData>,
 }
 
+#[derive(Clone)]
 pub struct SegmentData {
     pub k: HostTensor,
     pub v: HostTensor,
@@ -355,6 +360,64 @@ impl Data {
             HostTensor::new(dtype, &[batch, seq_q, heads, value_dim], &[], layout),
             HostTensor::new(DType::F32, &lse, &[], layout),
         )
+    }
+
+    /// Every gradient that the case has, and the shape of its input.
+    pub fn gradients(&self) -> Vec<(Gradient, Vec<usize>)> {
+        let mut all = vec![(Gradient::Q, self.q.shape.clone())];
+        let mut segments = 0;
+        for (n, branch) in self.branches.iter().enumerate() {
+            for segment in &branch.segments {
+                all.push((Gradient::K(segments), segment.k.shape.clone()));
+                all.push((Gradient::V(segments), segment.v.shape.clone()));
+                let bias = segment.bias.as_ref().filter(|bias| bias.dtype() != DType::Bool);
+                all.extend(bias.map(|bias| (Gradient::Bias(segments), bias.shape.clone())));
+                segments += 1;
+            }
+            let gate = branch.gate.as_ref().map_or(Vec::new(), |gate| gate.shape.clone());
+            all.push((Gradient::Gate(n), gate));
+            all.extend(branch.region.as_ref().map(|region| (Gradient::Region(n), region.shape.clone())));
+        }
+        all
+    }
+
+    /// The oracle's gradients, dense.
+    pub fn oracle_gradients(&self) -> HashMap<Gradient, Vec<f64>> {
+        let mut wanted = Gradients::new();
+        for (gradient, shape) in self.gradients() {
+            let dense = HostTensor::new(DType::F32, &shape, &[], Layout::Bshd);
+            wanted = wanted.want(gradient, dense.view().desc());
+        }
+        let oracle = self.attention().backward_f64(self.dout.view(), &wanted).expect("every case is a legal problem");
+        oracle.into_iter().map(|(gradient, dense)| (gradient, dense.values)).collect()
+    }
+
+    /// Poisoned tensors for the gradients that `wanted` admits, in the case's layout; those of q, k and v of type
+    /// `dtype`.
+    pub fn gradient_tensors(&self, dtype: DType, wanted: impl Fn(Gradient) -> bool) -> Vec<(Gradient, HostTensor)> {
+        let tensor = |(gradient, shape): (Gradient, Vec<usize>)| {
+            let dtype = match gradient {
+                Gradient::Q | Gradient::K(_) | Gradient::V(_) => dtype,
+                Gradient::Bias(_) | Gradient::Gate(_) | Gradient::Region(_) => DType::F32,
+            };
+            (gradient, HostTensor::new(dtype, &shape, &[], self.case.layout))
+        };
+        self.gradients().into_iter().filter(|&(gradient, _)| wanted(gradient)).map(tensor).collect()
+    }
+
+    /// Runs an engine's backward into poisoned tensors, after which nothing beside them may have been written.
+    pub fn try_backward<'a>(
+        &self,
+        engine: Engine,
+        backward: impl Into<Backward<TensorRef<'a>>>,
+        mut tensors: Vec<(Gradient, HostTensor)>,
+    ) -> Result<Vec<(Gradient, HostTensor)>, Error> {
+        let wanted = tensors.iter_mut().map(|(gradient, tensor)| (*gradient, tensor.view_mut())).collect();
+        self.attention().backward(engine, backward, Gradients { wanted })?;
+        for (gradient, tensor) in &tensors {
+            assert!(tensor.gaps_untouched(), "{}: written beside {gradient:?}", self.case.name);
+        }
+        Ok(tensors)
     }
 
     /// Runs an engine into poisoned outputs and returns them, after checking that nothing beside them was written.

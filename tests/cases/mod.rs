@@ -12,11 +12,13 @@ mod bound;
 mod data;
 mod list;
 mod naive;
+mod naive_backward;
 
-pub use bound::{Bound, bound};
+pub use bound::{Bound, bound, bound_of_draws};
 pub use data::{Buffer, Data, HostTensor};
 pub use list::all;
 pub use naive::{naive, round_to};
+pub use naive_backward::naive_draws;
 
 use fused_attention::{Causal, DType, Engine, Window};
 
@@ -221,6 +223,11 @@ impl Case {
                 self.dtype != DType::F32 && whole(self.head_dim) && whole(self.value_dim) && aligned
             }
         }
+    }
+
+    /// The same for its gradients.
+    pub fn has_backward(&self, engine: Engine) -> bool {
+        self.has_kernel(engine)
     }
 
     /// Whether the command line's files can say it.

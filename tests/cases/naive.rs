@@ -36,17 +36,12 @@ pub fn naive(data: &Data) -> Naive {
         let out = &mut naive.out[((b * seq_q + i) * heads + h) * value_dim..][..value_dim];
         for (n, branch) in data.branches.iter().enumerate() {
             let stored: Vec<Vec<f32>> =
-                (0..branch.segments.len()).map(|s| logits(data, &q, &k[n][s], [n, s], [b, h, i])).collect();
+                (0..branch.segments.len()).map(|s| logits(data, &q, &k[n][s], [n, s], [b, h, i]).0).collect();
             let max = stored.iter().flatten().copied().fold(f32::NEG_INFINITY, f32::max);
             let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
             let sum: f32 = stored.iter().flatten().map(|s| (s - max).exp()).sum();
             naive.lse[((n * batch + b) * heads + h) * seq_q + i] = max + sum.ln();
-            let gate = match (&data.case.branches[n].gate, &branch.gate) {
-                (GateCase::Scalar(gate), _) => *gate,
-                (_, Some(gate)) if gate.shape.len() == 1 => gate.get(b),
-                (_, Some(gate)) => gate.at([b, h]),
-                (_, None) => 1.0,
-            };
+            let gate = gate_at(data, n, [b, h]);
             if sum == 0.0 || gate == 0.0 {
                 continue;
             }
@@ -68,17 +63,32 @@ pub fn naive(data: &Data) -> Naive {
 }
 
 /// The rows of a tensor of four dimensions, from its dense values; a batch of 1 serves all.
-fn rows<'a>(tensor: &HostTensor, dense: &'a [f32]) -> impl Fn([usize; 3]) -> &'a [f32] {
+pub(super) fn rows<'a>(tensor: &HostTensor, dense: &'a [f32]) -> impl Fn([usize; 3]) -> &'a [f32] {
     let [batch, seq, heads, width] = [0, 1, 2, 3].map(|dim| tensor.shape[dim]);
     move |[b, s, h]| &dense[((b.min(batch - 1) * seq + s) * heads + h) * width..][..width]
 }
 
-fn region_at(region: &HostTensor, [b, h, i]: [usize; 3]) -> f32 {
+pub(super) fn gate_at(data: &Data, n: usize, [b, h]: [usize; 2]) -> f32 {
+    match (&data.case.branches[n].gate, &data.branches[n].gate) {
+        (GateCase::Scalar(gate), _) => *gate,
+        (_, Some(gate)) if gate.shape.len() == 1 => gate.get(b),
+        (_, Some(gate)) => gate.at([b, h]),
+        (_, None) => 1.0,
+    }
+}
+
+pub(super) fn region_at(region: &HostTensor, [b, h, i]: [usize; 3]) -> f32 {
     if region.shape.len() == 2 { region.at([b, i]) } else { region.at([b, h, i]) }
 }
 
-/// The logits of one query over one segment, as stored.
-fn logits(data: &Data, q: &[f32], k: &[f32], [n, s]: [usize; 2], [b, h, i]: [usize; 3]) -> Vec<f32> {
+/// The logits of one query over one segment, as stored, and the derivatives of the softcap.
+pub(super) fn logits(
+    data: &Data,
+    q: &[f32],
+    k: &[f32],
+    [n, s]: [usize; 2],
+    [b, h, i]: [usize; 3],
+) -> (Vec<f32>, Vec<f32>) {
     let case = &data.case;
     let described: &SegmentCase = &case.branches[n].segments[s];
     let segment = &data.branches[n].segments[s];
@@ -89,12 +99,13 @@ fn logits(data: &Data, q: &[f32], k: &[f32], [n, s]: [usize; 2], [b, h, i]: [usi
     (0..described.seq_kv)
         .map(|j| {
             if !attends(case, described, b, i, j) {
-                return f32::NEG_INFINITY;
+                return (f32::NEG_INFINITY, 0.0);
             }
             let product: f32 = query.iter().zip(key([b, j, head])).map(|(q, k)| q * k).sum();
             let scaled = product * scale;
             let capped = case.softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh());
-            match &segment.bias {
+            let slope = case.softcap.map_or(1.0, |cap| 1.0 - (scaled / cap).tanh().powi(2));
+            let logit = match &segment.bias {
                 Some(mask) if mask.dtype() == DType::Bool => {
                     if mask.at([b, h, i, j]) == 0.0 {
                         f32::NEG_INFINITY
@@ -104,9 +115,10 @@ fn logits(data: &Data, q: &[f32], k: &[f32], [n, s]: [usize; 2], [b, h, i]: [usi
                 }
                 Some(bias) => round_finite(case.dtype, capped + bias.at([b, h, i, j])),
                 None => round_to(case.dtype, capped),
-            }
+            };
+            (logit, slope)
         })
-        .collect()
+        .unzip()
 }
 
 /// Rounds, but keeps a finite logit finite: a mask at the lowest f32 must not become -inf in f16.

@@ -1,15 +1,21 @@
 //! The engine for machines without a GPU: tiled, online softmax, all cores, f32 arithmetic.
 //!
-//! One task is a block of queries of one head. Its scratch is a few tiles, whatever the sequence lengths.
+//! One task of the forward is a block of queries of one head. Its scratch is a few tiles, whatever the sequence lengths.
+//! The backward also keeps a few numbers of every row.
 
+mod backward;
 mod block;
+mod logits;
 mod shared;
 mod tile;
+
+pub(crate) use backward::backward;
 
 use super::host::Inputs;
 use crate::plan::Plan;
 use crate::problem::{Float, Problem, Results, TensorMut, elements, with_float};
 use block::{Block, Scratch};
+use logits::Queries;
 use rayon::prelude::*;
 use shared::SharedRows;
 
@@ -43,9 +49,9 @@ fn forward_typed<T: Float>(
     (0..elements(&[batch, heads, blocks])).into_par_iter().for_each_init(
         || Scratch::new(problem, plan),
         |scratch, task| {
-            let (b, h, first) = (task / blocks / heads, task / blocks % heads, task % blocks * block_q);
-            let rows = block_q.min(seq_q - first);
-            Block { problem, inputs, b, h, first, rows, block_kv: plan.block_kv() }.forward(scratch, &out, &lse);
+            let index = [task / blocks / heads, task / blocks % heads, task % blocks];
+            let queries = Queries::block(problem, index, block_q);
+            Block { queries, inputs, block_kv: plan.block_kv() }.forward(scratch, &out, &lse);
         },
     );
 }

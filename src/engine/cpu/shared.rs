@@ -1,7 +1,7 @@
 //! Rows of one output that several threads write, each its own.
 
 use crate::engine::host::position;
-use crate::problem::{Float, Strides, TensorMut};
+use crate::problem::{DType, Float, Strides, Tensor, TensorMut};
 use std::marker::PhantomData;
 
 /// An output tensor, indexed in the problem's order, whose rows may be taken from any thread.
@@ -27,8 +27,8 @@ impl<'a, T: Float> SharedRows<'a, T> {
     ///
     /// # Safety
     /// No other row that shares an element with this one may be held at the same time. Rows of different
-    /// `[_, _, _]` never share one: validation refuses outputs whose elements overlap, and makes the last stride 1
-    /// where a row is wider than one element.
+    /// `[_, _, _]` never share one if the last stride is 1 or the row one element wide: validation refuses outputs whose
+    /// elements overlap. Of `out` it makes that stride 1.
     #[expect(clippy::mut_from_ref, reason = "the contract above is what makes the rows disjoint")]
     pub(super) unsafe fn row(&self, index: [usize; 4], width: usize) -> &mut [T] {
         let at = position(self.offset, &self.strides, index);
@@ -36,5 +36,48 @@ impl<'a, T: Float> SharedRows<'a, T> {
         // SAFETY: `at + width <= len` elements lie behind `base`, all borrowed by `borrow`; the caller holds no other
         // reference to them.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(at), width) }
+    }
+}
+
+/// A gradient of any strides, in f32 or the type of q.
+pub(super) enum Output<'a, T> {
+    F32(SharedRows<'a, f32>),
+    Own(SharedRows<'a, T>),
+}
+
+impl<'a, T: Float> Output<'a, T> {
+    pub(super) fn new(tensor: TensorMut<'a>, strides: Strides<4>) -> Self {
+        match tensor.desc().dtype() {
+            DType::F32 => Output::F32(SharedRows::new(tensor, strides)),
+            _ => Output::Own(SharedRows::new(tensor, strides)),
+        }
+    }
+
+    /// Rounds `values` to the elements that follow `index` in its last dimension.
+    ///
+    /// # Safety
+    /// No other thread may read or write these elements meanwhile.
+    pub(super) unsafe fn store(&self, index: [usize; 4], values: &[f32]) {
+        match self {
+            // SAFETY: the caller's promise is passed on.
+            Output::F32(rows) => unsafe { store(rows, index, values) },
+            // SAFETY: as above.
+            Output::Own(rows) => unsafe { store(rows, index, values) },
+        }
+    }
+}
+
+/// # Safety
+/// As [`Output::store`].
+unsafe fn store<T: Float>(rows: &SharedRows<'_, T>, index: [usize; 4], values: &[f32]) {
+    if rows.strides[3] == 1 {
+        // SAFETY: the row holds the elements that the caller answers for, and is gone when this returns.
+        T::narrow(values, unsafe { rows.row(index, values.len()) });
+    } else {
+        let [b, i, h, d] = index;
+        for (c, value) in values.iter().enumerate() {
+            // SAFETY: as above, element by element.
+            T::narrow(std::slice::from_ref(value), unsafe { rows.row([b, i, h, d + c], 1) });
+        }
     }
 }

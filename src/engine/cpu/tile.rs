@@ -2,25 +2,38 @@
 
 use gemm_common::Parallelism;
 
-/// A row-major matrix with rows `stride` elements apart.
+/// A matrix in memory: elements `row_step` apart down a column, `column_step` along a row.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-    pub(super) stride: usize,
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_step: usize,
+    column_step: usize,
 }
 
 impl<'a> Matrix<'a> {
+    /// Row-major, with rows `stride` elements apart.
     pub(super) fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         assert!(rows > 0 && columns > 0 && columns <= stride);
         assert!((rows - 1) * stride + columns <= data.len());
-        Matrix { data, rows, columns, stride }
+        Matrix { data, rows, columns, row_step: stride, column_step: 1 }
+    }
+
+    fn transposed(self) -> Self {
+        Matrix {
+            rows: self.columns,
+            columns: self.rows,
+            row_step: self.column_step,
+            column_step: self.row_step,
+            ..self
+        }
     }
 
     /// At most `count` columns from `start` on.
     fn columns(self, start: usize, count: usize) -> Self {
-        Matrix::new(&self.data[start..], self.rows, count.min(self.columns - start), self.stride)
+        assert!(start < self.columns);
+        Matrix { data: &self.data[start * self.column_step..], columns: count.min(self.columns - start), ..self }
     }
 }
 
@@ -38,33 +51,27 @@ pub(super) fn matmul_transposed(
 ) {
     assert_eq!(lhs.columns, rhs.columns);
     for start in (0..lhs.columns).step_by(run) {
-        let (lhs, rhs) = (lhs.columns(start, run), rhs.columns(start, run));
-        product(dst, stride, rhs.rows, start > 0, lhs, rhs, (1, rhs.stride), scale);
+        product(dst, stride, start > 0, lhs.columns(start, run), rhs.columns(start, run).transposed(), scale);
     }
 }
 
 /// `dst[m, n] += lhs[m, k] · rhs[k, n]`, the rows of `dst` being `n` apart.
 pub(super) fn matmul_add(dst: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>) {
-    assert_eq!(lhs.columns, rhs.rows);
-    product(dst, rhs.columns, rhs.columns, true, lhs, rhs, (rhs.stride, 1), 1.0);
+    product(dst, rhs.columns, true, lhs, rhs, 1.0);
 }
 
-/// `dst = add · dst + scale · lhs · rhs`, where `steps` are the distances of rhs along the inner and outer dimension.
-#[expect(clippy::too_many_arguments, reason = "the private meeting point of the two products")]
-fn product(
-    dst: &mut [f32],
-    stride: usize,
-    n: usize,
-    add: bool,
-    lhs: Matrix<'_>,
-    rhs: Matrix<'_>,
-    steps: (usize, usize),
-    scale: f32,
-) {
-    let (m, k) = (lhs.rows, lhs.columns);
+/// `dst[m, n] += lhs[k, m]ᵀ · rhs[k, n]`, the rows of `dst` being `n` apart.
+pub(super) fn transposed_matmul_add(dst: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    product(dst, rhs.columns, true, lhs.transposed(), rhs, 1.0);
+}
+
+/// `dst = add · dst + scale · lhs · rhs`, the rows of `dst` being `stride` apart.
+fn product(dst: &mut [f32], stride: usize, add: bool, lhs: Matrix<'_>, rhs: Matrix<'_>, scale: f32) {
+    let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
+    assert_eq!(k, rhs.rows);
     assert!(n <= stride && (m - 1) * stride + n <= dst.len());
-    // SAFETY: `Matrix::new` and the assertion above keep the three strided areas inside their slices, `dst` is
-    // borrowed exclusively, and f32 needs no conjugation.
+    // SAFETY: `Matrix` keeps its elements inside its slice, whichever way round, and the assertion above those of `dst`,
+    // which is borrowed exclusively; f32 needs no conjugation.
     unsafe {
         gemm_f32::gemm::f32::get_gemm_fn()(
             m,
@@ -75,11 +82,11 @@ fn product(
             stride as isize,
             add,
             lhs.data.as_ptr(),
-            1,
-            lhs.stride as isize,
+            lhs.column_step as isize,
+            lhs.row_step as isize,
             rhs.data.as_ptr(),
-            steps.1 as isize,
-            steps.0 as isize,
+            rhs.column_step as isize,
+            rhs.row_step as isize,
             1.0,
             scale,
             false,
@@ -109,7 +116,7 @@ impl OnlineSoftmax {
             self.sum += sum(logits);
             return 1.0;
         }
-        logits.iter_mut().for_each(|s| *s = if *s - max < NEGLIGIBLE { 0.0 } else { (*s - max).exp() });
+        exponentials(logits, max);
         let correction = (self.max - max).exp();
         self.sum = self.sum * correction + sum(logits);
         self.max = max;
@@ -120,6 +127,11 @@ impl OnlineSoftmax {
     pub(super) fn lse(&self) -> f32 {
         if self.sum == 0.0 { f32::NEG_INFINITY } else { self.max + self.sum.ln() }
     }
+}
+
+/// `exp(s - max)` of each logit, in place.
+pub(super) fn exponentials(logits: &mut [f32], max: f32) {
+    logits.iter_mut().for_each(|s| *s = if *s - max < NEGLIGIBLE { 0.0 } else { (*s - max).exp() });
 }
 
 /// Logits this far below the row's maximum have no weight: e^-80 is 2^-115, out of sight of f32 sums by 2^90. Kept, such
@@ -134,8 +146,22 @@ fn maximum(values: &[f32]) -> f32 {
     lanes(values, f32::NEG_INFINITY, f32::max)
 }
 
-fn sum(values: &[f32]) -> f32 {
+/// `Σ values`.
+pub(super) fn sum(values: &[f32]) -> f32 {
     lanes(values, 0.0, |a, b| a + b)
+}
+
+/// `Σ a · b` of slices of equal length, in f64.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut partial = [0.0; LANES];
+    let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a.remainder().iter().zip(b.remainder());
+    for (a, b) in a.clone().zip(b.clone()) {
+        for (partial, (&a, &b)) in partial.iter_mut().zip(a.iter().zip(b)) {
+            *partial += f64::from(a) * f64::from(b);
+        }
+    }
+    partial.into_iter().chain(rest.map(|(&a, &b)| f64::from(a) * f64::from(b))).sum()
 }
 
 fn lanes(values: &[f32], start: f32, combine: impl Fn(f32, f32) -> f32) -> f32 {

@@ -1,0 +1,81 @@
+//! The pass over the bias of one segment: dbias, a tile of its own index space a task.
+//!
+//! What a bias broadcasts over is summed inside the task, so that nothing larger than the gradient is ever held.
+
+use super::rows::Rows;
+use super::tiles::Tiles;
+use super::{Pass, covered_heads};
+use crate::engine::cpu::logits::{Keys, Queries};
+use crate::engine::cpu::shared::Output;
+use crate::problem::{Float, GradientProblem, elements};
+use rayon::prelude::*;
+
+/// The bias of segment `s` of branch `n`.
+pub(super) fn run<T: Float>(
+    pass: &Pass<'_>,
+    rows: &Rows,
+    [n, s]: [usize; 2],
+    layout: &GradientProblem,
+    dbias: &Output<'_, T>,
+) {
+    let Pass { block_q, block_kv, .. } = *pass;
+    let [batch, heads, seq_q, seq_kv] = layout.extents;
+    let (blocks, tiles) = (seq_q.div_ceil(block_q), seq_kv.div_ceil(block_kv));
+    (0..elements(&[batch, heads, blocks, tiles])).into_par_iter().for_each_init(
+        || (Tiles::new(pass), vec![0.0; block_q * block_kv]),
+        |(scratch, sums), task| {
+            let (head, block, tile) = (task / tiles / blocks, task / tiles % blocks, task % tiles);
+            let [b, h] = [head / heads, head % heads];
+            sums.fill(0.0);
+            Work { pass, rows, n, s, layout }.add::<T>(scratch, [b, h, block, tile], sums);
+            let (first, start) = (block * block_q, tile * block_kv);
+            let columns = block_kv.min(seq_kv - start);
+            for (r, sums) in sums.chunks(block_kv).take(block_q.min(seq_q - first)).enumerate() {
+                // SAFETY: tasks partition the gradient's index space, and each is stored once.
+                unsafe { dbias.store([b, h, first + r, start], &sums[..columns]) };
+            }
+        },
+    );
+}
+
+struct Work<'a> {
+    pass: &'a Pass<'a>,
+    rows: &'a Rows,
+    n: usize,
+    s: usize,
+    layout: &'a GradientProblem,
+}
+
+impl Work<'_> {
+    /// Adds the `dS` of everything that falls onto one tile of the gradient.
+    fn add<T: Float>(&self, tiles: &mut Tiles, [b, h, block, tile]: [usize; 4], sums: &mut [f32]) {
+        let Work { pass, rows, n, s, layout } = *self;
+        let Pass { problem, inputs, block_q, block_kv, .. } = *pass;
+        let (segment, bound) = (&problem.branches[n].segments[s], &inputs.branches[n].segments[s]);
+        let [batch, heads, seq_q, seq_kv] = layout.extents;
+        let all_queries = seq_q != problem.seq_q;
+        let all_keys = seq_kv != segment.seq_kv;
+        let blocks = if all_queries { 0..problem.seq_q.div_ceil(block_q) } else { block..block + 1 };
+        let starts = if all_keys { 0..segment.seq_kv.div_ceil(block_kv) } else { tile..tile + 1 };
+
+        let heads = covered_heads(problem, [batch, heads], [b, h]);
+        for (b, h) in heads.filter(|&(b, h)| inputs.branches[n].gate(b, h) != 0.0) {
+            for block in blocks.clone() {
+                let queries = Queries::block(problem, [b, h, block], block_q);
+                let rows = &rows.of(n, [b, h, block])[..queries.rows];
+                tiles.load_queries::<T>(pass, &queries);
+                for start in starts.clone().map(|tile| tile * block_kv) {
+                    let Some(keys) = Keys::seen(&queries, segment, bound, start, block_kv) else { continue };
+                    tiles.load_keys::<T>(pass, &keys, true);
+                    tiles.products::<T>(&queries, &keys, true);
+                    tiles.exponentials(rows, keys.columns);
+                    tiles.differentiate(rows, keys.columns, true);
+                    let (rows, columns) = tiles.reduce(queries.rows, keys.columns, all_queries, all_keys);
+                    for (sums, ds) in sums.chunks_mut(block_kv).zip(tiles.ds.chunks(block_kv)).take(rows) {
+                        sums.iter_mut().zip(&ds[..columns]).for_each(|(sum, ds)| *sum += ds);
+                    }
+                }
+            }
+        }
+    }
+}
