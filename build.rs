@@ -16,6 +16,9 @@ mod nvcc;
 #[cfg(feature = "emulated")]
 #[path = "simt/build_support.rs"]
 mod simt_build;
+#[cfg(any(feature = "cuda", feature = "emulated"))]
+#[path = "build/translation_unit.rs"]
+mod translation_unit;
 
 /// The table and the parameter block, as the crate itself has them.
 #[allow(dead_code, reason = "the build needs the rows of device code and their sources only")]
@@ -23,6 +26,8 @@ mod simt_build;
 mod instances;
 #[path = "src/plan/params.rs"]
 mod params;
+#[path = "src/plan/sm80.rs"]
+mod sm80;
 #[allow(dead_code, reason = "the table needs the words only")]
 #[path = "src/problem"]
 mod problem {

@@ -1,6 +1,7 @@
 //! The kernels' source for the emulator: one translation unit per row of device code.
 
-use super::{instances::INSTANCES, params::ForwardParams, simt_build::Kernels, write};
+use super::translation_unit::translation_unit;
+use super::{instances::INSTANCES, params, simt_build::Kernels, write};
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
@@ -14,7 +15,7 @@ pub fn build(out: &Path) {
     let mut kernels = Kernels::new("simt", LIBRARY).include("kernels").include(out);
     let (mut declarations, mut arms, mut registry) = (String::new(), String::new(), Vec::new());
     for row in INSTANCES {
-        let Some(source) = row.translation_unit() else { continue };
+        let (Some(source), Some(device)) = (translation_unit(row), &row.device) else { continue };
         let symbol = row.symbol();
         let entry = format!(
             "{source}#include \"simt/entry.hpp\"\n\
@@ -23,12 +24,14 @@ pub fn build(out: &Path) {
         let file = folder.join(format!("{symbol}.cpp"));
         write(&file, &entry);
         kernels = kernels.file(&file);
-        registry.push((symbol.clone(), format!("emulated_{symbol}"), size_of::<ForwardParams>()));
+        let params = device.entry.params;
+        let (_, bytes) = params::SIZES.iter().find(|(name, _)| *name == params).expect("a block of params.rs");
+        registry.push((symbol.clone(), format!("emulated_{symbol}"), *bytes));
         let _ = writeln!(declarations, "    fn emulated_{symbol}(params: *const c_void);");
         let _ = writeln!(
             arms,
-            "        // SAFETY: exported by simt::entry for a kernel that takes a ForwardParams; only run with checks.\n        \
-             \"{symbol}\" => Some(unsafe {{ Kernel::new(emulated_{symbol}) }}),"
+            "        // SAFETY: exported by simt::entry for a kernel that takes a {params}; only run with checks.\n        \
+             \"{symbol}\" => Some(AnyKernel::{params}(unsafe {{ Kernel::new(emulated_{symbol}) }})),"
         );
     }
     kernels.compile();
@@ -40,7 +43,7 @@ pub fn build(out: &Path) {
     println!("cargo::rustc-env=FUSED_ATTENTION_STAND_IN_DRIVER={}", driver.display());
     let source = format!(
         "unsafe extern \"C\" {{\n{declarations}}}\n\n\
-         pub(super) fn kernel(symbol: &str) -> Option<Kernel<ForwardParams>> {{\n    \
+         pub(super) fn kernel(symbol: &str) -> Option<AnyKernel> {{\n    \
          match symbol {{\n{arms}        _ => None,\n    }}\n}}\n"
     );
     write(&out.join("emulated_kernels.rs"), &source);

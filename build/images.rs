@@ -6,6 +6,7 @@
 use super::instances::{INSTANCES, Instance};
 use super::nvcc::{self, Nvcc};
 use super::target::{Form, Target};
+use super::translation_unit::translation_unit;
 use super::write;
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -177,7 +178,7 @@ impl Images {
 
     /// One row for one target: taken from what is kept, or compiled.
     fn image(&self, row: &Instance, target: &Target) -> Result<Arm, String> {
-        let (symbol, unit) = (row.symbol(), row.translation_unit().unwrap_or_default());
+        let (symbol, unit) = (row.symbol(), translation_unit(row).unwrap_or_default());
         let name = format!("{symbol}-{target}-{:016x}", self.key(&unit, target)?);
         let file = |ending: &str| self.kept.join(format!("{name}.{ending}"));
         let deflated = file("z");

@@ -31,6 +31,7 @@ struct ShortConfig {
   using Element = Element_;
   static constexpr int WIDTH = WIDTH_;        // of the tiles; head_dim and value_dim may be less
   static constexpr int ROW_KEYS = ROW_KEYS_;  // of one branch, padded
+  static constexpr int BLOCK_KV = ROW_KEYS;   // all keys of a branch are one tile
   static constexpr int WARPS = 4;
   static constexpr int THREADS = WARPS * WARP;
   static constexpr int BLOCK_Q = WARPS * 16;
@@ -41,26 +42,10 @@ struct ShortConfig {
   static constexpr int TILE_BYTES = Tile::bytes(16);
   static constexpr int RING_BYTES = WARPS * STAGES * TILE_BYTES;
   // `key_tiles` is the sum over all segments of seq_kv / 16, rounded up.
-  static constexpr int shared_bytes(int /* branches */, int key_tiles) { return RING_BYTES + 2 * key_tiles * TILE_BYTES; }
-  static_assert(ROW_KEYS % 16 == 0, "keys are taken 16 at a time");
-};
-
-// A factor 2^e of a row's weights and its inverse, both exact.
-struct PowerOfTwo {
-  float up, down;
-
-  // Of the same exponent as `value`, within what has an inverse; 1 for 0, infinities and NaN.
-  static DEVICE PowerOfTwo of(float value) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &value, sizeof bits);
-    uint32_t exponent = bits >> 23 & 0xff;
-    if (exponent == 0 || exponent >= 254) exponent = 127;
-    const uint32_t up_bits = exponent << 23, down_bits = (254 - exponent) << 23;
-    PowerOfTwo factor;
-    __builtin_memcpy(&factor.up, &up_bits, sizeof up_bits);
-    __builtin_memcpy(&factor.down, &down_bits, sizeof down_bits);
-    return factor;
+  static constexpr int shared_bytes(int /* branches */, int key_tiles, int /* gradient_tiles */) {
+    return RING_BYTES + 2 * key_tiles * TILE_BYTES;
   }
+  static_assert(ROW_KEYS % 16 == 0, "keys are taken 16 at a time");
 };
 
 template <class Config>
@@ -171,15 +156,7 @@ struct ForwardShort {
 
   DEVICE void find_factors(int row) {
 #pragma unroll
-    for (int r = 0; r < ROWS_PER_LANE; r++) {
-      float largest = 0.0f;
-      for (int n = 0; n < p.branches; n++) {
-        const float weight =
-            gate_of(p.branch[n], b, h) * region_of(p.branch[n], p, b, h, row + fragment_row(2 * r));
-        largest = max_of(weight < 0.0f ? -weight : weight, largest);
-      }
-      factor[r] = PowerOfTwo::of(largest);
-    }
+    for (int r = 0; r < ROWS_PER_LANE; r++) factor[r] = factor_of(p, b, h, row + fragment_row(2 * r));
   }
 
   // rO += weight · P V of one branch, whose keys start at `tile`; returns where the next branch's start.
@@ -200,11 +177,10 @@ struct ForwardShort {
       if (!skip) {
         const SegmentParams& segment = p.segment[s];
         const int key_len = key_len_of(segment, b);
-        const KeyRange first = keys_of_row(segment, p.seq_q, row, key_len);
-        const KeyRange last = keys_of_row(segment, p.seq_q, row + 15, key_len);
         const Mask mask{segment, b, h, p.seq_q, key_len};
         product_qk<Element, 16>(rS[n], q, sK(tile + n));
-        mask.logits<16>(rS[n], p, row, kv, last.begin <= kv && kv + 16 <= first.end);
+        mask.cap<16>(rS[n], p);
+        mask.admit<16>(rS[n], row, kv, all_attend(segment, p.seq_q, row, 16, kv, 16, key_len));
 #pragma unroll
         for (int i = 0; i < 8; i++) max[i % 4 / 2] = max_of(rS[n][i / 4][i % 4], max[i % 4 / 2]);
       }

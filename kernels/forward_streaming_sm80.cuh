@@ -44,7 +44,7 @@ struct StreamingConfig {
   static constexpr bool Q_IN_REGISTERS = WIDTH <= 160;
   static constexpr int SUM_OFFSET = STAGES * STAGE_BYTES + (Q_IN_REGISTERS ? 0 : Q_BYTES);
 
-  static constexpr int shared_bytes(int branches, int /* key_tiles */) {
+  static constexpr int shared_bytes(int branches, int /* key_tiles */, int /* gradient_tiles */) {
     const int without = STAGES * STAGE_BYTES + Q_BYTES, with = SUM_OFFSET + SUM_BYTES;
     return branches > 1 && with > without ? with : without;
   }
@@ -90,6 +90,7 @@ struct ForwardStreaming {
     load_rows<WIDTH, Config::BLOCK_Q, Config::THREADS>(sQ, gQ, p.q_stride[1], block.first, p.seq_q, p.head_dim,
                                                         threadIdx.x);
     Cursor tile;
+    tile.closed_too = p.lse != nullptr ? ~0u : 0u;
     tile.start(p, block);
     if (!tile.done(p)) load_tile(tile, 0);
     ptx::cp_async_commit_group();
@@ -149,7 +150,8 @@ struct ForwardStreaming {
     float rS[BLOCK_KV / 8][4];
     product_qk<Element, BLOCK_KV>(rS, q, sK(stage));
     const Mask mask{p.segment[tile.segment], block.b, block.h, p.seq_q, tile.key_len};
-    mask.logits<BLOCK_KV>(rS, p, row, tile.kv, tile.open(p, block));
+    mask.cap<BLOCK_KV>(rS, p);
+    mask.admit<BLOCK_KV>(rS, row, tile.kv, tile.open(p, block));
     uint32_t rP[BLOCK_KV / 8][2];
     softmax.step<Element, WIDTH, BLOCK_KV>(rS, rP, rO);
     product_pv<Element, WIDTH, BLOCK_KV>(rO, rP, sV(stage));

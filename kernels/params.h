@@ -1,4 +1,4 @@
-// The block of parameters that crosses from the host to a forward kernel; src/plan/params.rs is its twin, and the build
+// The blocks of parameters that cross from the host to a kernel; src/plan/params.rs is their twin, and the build
 // asserts every offset on both sides. Strides are in elements, 0 along broadcast dimensions, 64-bit throughout.
 #pragma once
 #include <cstdint>
@@ -65,4 +65,62 @@ struct ForwardParams {
   float softcap;        // 0: none
   BranchParams branch[MAX_BRANCHES];
   SegmentParams segment[MAX_SEGMENTS];
+};
+
+// Where a kernel writes rows of a gradient: the gradient itself, or the parts of it that are still to be added up.
+struct GradientRows {
+  void* to;           // null: not wanted
+  int64_t stride[4];  // part, batch, seq, head
+  int32_t f32;        // not 0: elements are f32; 0: of the type of q
+  int32_t reserved;
+};
+
+struct SegmentGradients {
+  GradientRows dk;         // [key_batch, seq_kv, kv_heads, head_dim], rows 16-byte aligned
+  GradientRows dv;         // [key_batch, seq_kv, kv_heads, value_dim], likewise
+  float* dbias;            // [bias_extent], of each part; null: not wanted
+  int64_t dbias_stride[5];  // part, batch, head, query, key; 0 along extents of 1
+  int32_t bias_extent[4];   // batch, heads, seq_q and seq_kv, or 1 where the bias broadcasts
+  int32_t bias_blocks;      // of the launch that computes dbias
+  int32_t bias_parts;       // blocks that share a tile of the bias, each with its part of the sum
+  int32_t key_blocks;       // of the launch that computes dk and dv
+  int32_t key_parts;        // blocks that share a tile of keys, each with its part of the sum
+  int32_t key_batch;        // batch entries that the keys' tiles are counted in: batch, or 1 where keys and values broadcast
+  int32_t reserved;
+};
+
+struct BackwardParams {
+  ForwardParams forward;   // as the forward had it; out and lse are what it left, or null
+  const void* dout;        // [batch, seq_q, heads, value_dim], rows 16-byte aligned
+  int64_t dout_stride[3];  // batch, seq, head
+  GradientRows dq;         // [batch, seq_q, heads, head_dim], rows 16-byte aligned
+  float* statistics;       // [3, branches, batch, heads, seq_q], dense: see tile/statistics.cuh; null: not wanted
+  uint32_t branches;       // bit n: something of branch n is wanted
+  uint32_t g_branches;     // bit n: its g is wanted, even where its gate is 0
+  SegmentGradients segment[MAX_SEGMENTS];
+};
+
+constexpr int MAX_SUMS = 32;
+
+// One sum over parts: to[n] = Σ_t parts[n, t] · factor[n, t], for every index n below `extent` and t below `terms`.
+struct SumParams {
+  const float* parts;
+  const float* factor;  // null: factor_value
+  void* to;
+  int64_t parts_stride[4];
+  int64_t parts_term_stride[3];
+  int64_t factor_stride[4];
+  int64_t factor_term_stride[3];
+  int64_t to_stride[4];
+  int32_t extent[4];
+  int32_t terms[3];
+  float factor_value;
+  int32_t f32;       // not 0: results are f32; 0: of the type of q
+  int32_t together;  // not 0: the threads of a block share the last of the terms; 0: each has a sum of its own
+  int32_t blocks;
+  int32_t reserved;
+};
+
+struct ReduceParams {
+  SumParams sum[MAX_SUMS];  // those past the last have no block
 };

@@ -15,6 +15,8 @@ struct KvCursor {
   int kv = 0, end = 0;  // first key of the tile; where the block's keys of this segment end
   int key_len = 0;
   float gate = 0.0f;
+  uint32_t wanted = ~0u;    // bit n: branch n is gone through,
+  uint32_t closed_too = 0;  // even where its gate is 0
 
   DEVICE bool done(const ForwardParams& p) const { return branch >= p.branches; }
 
@@ -28,14 +30,11 @@ struct KvCursor {
 
   // Whether every query of the block may attend to every key of the tile.
   DEVICE bool open(const ForwardParams& p, const QueryBlock& block) const {
-    const SegmentParams& s = p.segment[segment];
-    const KeyRange first = keys_of_row(s, p.seq_q, block.first, key_len);
-    const KeyRange last = keys_of_row(s, p.seq_q, block.first + block.rows - 1, key_len);
-    return last.begin <= kv && kv + BLOCK_KV <= first.end;
+    return all_attend(p.segment[segment], p.seq_q, block.first, block.rows, kv, BLOCK_KV, key_len);
   }
 
  private:
-  // The next segment with a key for the block. A branch whose gate is 0 is passed over, unless its lse is wanted.
+  // The next segment with a key for the block.
   DEVICE void next_segment(const ForwardParams& p, const QueryBlock& block) {
     segment++;
     while (!done(p)) {
@@ -43,7 +42,8 @@ struct KvCursor {
         branch++;
         if (done(p)) return;
         gate = gate_of(p.branch[branch], block.b, block.h);
-        segment = gate == 0.0f && p.lse == nullptr ? p.branch[branch].end_segment : p.branch[branch].first_segment;
+        const bool passed_over = (wanted >> branch & 1) == 0 || (gate == 0.0f && (closed_too >> branch & 1) == 0);
+        segment = passed_over ? p.branch[branch].end_segment : p.branch[branch].first_segment;
         continue;
       }
       const SegmentParams& s = p.segment[segment];

@@ -11,6 +11,7 @@ constexpr float LN2 = 0.6931471805599453f;    // ln x = log2 x · ln 2
 
 DEVICE float max_of(float a, float b) { return a > b ? a : b; }
 DEVICE int min_of(int a, int b) { return a < b ? a : b; }
+DEVICE int max_of(int a, int b) { return a > b ? a : b; }
 DEVICE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 DEVICE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -46,40 +46,75 @@ struct Mask {
   const SegmentParams& segment;
   int b, h, seq_q, key_len;
 
-  // rS[16, KEYS]: products -> logits (docs/math.md, equation 1), -inf where the query may not attend. The tile's first key
-  // is `kv`, the warp's first query `row`. `open` says that every query of the block may attend to every key of the tile.
-  template <int KEYS>
-  DEVICE void logits(float (&rS)[KEYS / 8][4], const ForwardParams& p, int row, int kv, bool open) const {
+  // rS[16, COLUMNS]: products -> scaled products, capped (docs/math.md, equation 1).
+  template <int COLUMNS>
+  static DEVICE void cap(float (&rS)[COLUMNS / 8][4], const ForwardParams& p) {
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
+    for (int n = 0; n < COLUMNS / 8; n++) {
 #pragma unroll
       for (int i = 0; i < 4; i++) rS[n][i] *= p.softmax_scale;
     }
     if (p.softcap != 0.0f) {
 #pragma unroll
-      for (int n = 0; n < KEYS / 8; n++) {
+      for (int n = 0; n < COLUMNS / 8; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) rS[n][i] = p.softcap * tanh_of(rS[n][i] / p.softcap);
       }
     }
+  }
+
+  // rS[16 queries, KEYS]: capped products -> logits, -inf where the query may not attend. The tile's first key is `kv`, the
+  // warp's first query `row`. `open` says that every query of the block may attend to every key of the tile.
+  template <int KEYS>
+  DEVICE void admit(float (&rS)[KEYS / 8][4], int row, int kv, bool open) const {
     if (open && segment.bias_type == BIAS_NONE) return;
 #pragma unroll
     for (int r = 0; r < ROWS_PER_LANE; r++) {
       const int query = row + fragment_row(2 * r);
       const KeyRange keys = keys_of_row(segment, seq_q, query, key_len);
-      const int64_t bias_row = b * segment.bias_stride[0] + h * segment.bias_stride[1] + query * segment.bias_stride[2];
+      const int64_t bias = bias_of(query);
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++) {
 #pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; i++) {
-          const int key = kv + n * 8 + fragment_column(i);
-          if (query >= seq_q || key < keys.begin || key >= keys.end) {
-            rS[n][i] = NEGATIVE_INFINITY;
-          } else if (segment.bias_type != BIAS_NONE) {
-            rS[n][i] += bias_at(segment, bias_row + key * segment.bias_stride[3]);
-          }
-        }
+        for (int i = 2 * r; i < 2 * r + 2; i++) admit_one(rS[n][i], query, kv + n * 8 + fragment_column(i), keys, bias);
       }
     }
   }
+
+  // rS[16 keys, QUERIES], the transposed tile; the warp's first key is `kv`, the tile's first query `row`.
+  template <int QUERIES>
+  DEVICE void admit_transposed(float (&rS)[QUERIES / 8][4], int row, int kv, bool open) const {
+    if (open && segment.bias_type == BIAS_NONE) return;
+#pragma unroll
+    for (int n = 0; n < QUERIES / 8; n++) {
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        const int query = row + n * 8 + fragment_column(c);
+        const KeyRange keys = keys_of_row(segment, seq_q, query, key_len);
+        const int64_t bias = bias_of(query);
+#pragma unroll
+        for (int i = c; i < 4; i += 2) admit_one(rS[n][i], query, kv + fragment_row(i), keys, bias);
+      }
+    }
+  }
+
+ private:
+  DEVICE int64_t bias_of(int query) const {
+    return b * segment.bias_stride[0] + h * segment.bias_stride[1] + query * segment.bias_stride[2];
+  }
+
+  DEVICE void admit_one(float& s, int query, int key, const KeyRange& keys, int64_t bias) const {
+    if (query >= seq_q || key < keys.begin || key >= keys.end) {
+      s = NEGATIVE_INFINITY;
+    } else if (segment.bias_type != BIAS_NONE) {
+      s += bias_at(segment, bias + key * segment.bias_stride[3]);
+    }
+  }
 };
+
+// Of a block of queries and a tile of keys: whether every query may attend to every key.
+DEVICE bool all_attend(const SegmentParams& segment, int seq_q, int row, int rows, int kv, int keys, int key_len) {
+  const KeyRange first = keys_of_row(segment, seq_q, row, key_len);
+  const KeyRange last = keys_of_row(segment, seq_q, row + rows - 1, key_len);
+  return last.begin <= kv && kv + keys <= first.end;
+}

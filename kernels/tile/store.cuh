@@ -47,3 +47,37 @@ struct OutRows {
     }
   }
 };
+
+// Where a tile of 16 rows of a gradient belongs; rows at or past `end` and columns at or past `width` do not.
+struct GradientTile {
+  int part, b, h;
+  int row, end;
+  int column, width;
+};
+
+// rO[16, COLUMNS] times a factor of each row -> f32 or the element type, the one rounding -> global memory.
+template <class Element, int COLUMNS>
+DEVICE void store_gradient(const GradientRows& to, const GradientTile& tile, const float (&rO)[COLUMNS / 8][4],
+                           const float (&factor)[ROWS_PER_LANE]) {
+  struct alignas(8) Pair {
+    float low, high;
+  };
+#pragma unroll
+  for (int r = 0; r < ROWS_PER_LANE; r++) {
+    const int row = tile.row + fragment_row(2 * r);
+    if (row >= tile.end) continue;
+    const int64_t offset =
+        tile.part * to.stride[0] + tile.b * to.stride[1] + row * to.stride[2] + tile.h * to.stride[3];
+#pragma unroll
+    for (int n = 0; n < COLUMNS / 8; n++) {
+      const int column = tile.column + n * 8 + fragment_column(0);
+      const float low = rO[n][2 * r] * factor[r], high = rO[n][2 * r + 1] * factor[r];
+      if (column >= tile.width) continue;
+      if (to.f32 != 0) {
+        *reinterpret_cast<Pair*>(static_cast<float*>(to.to) + offset + column) = {low, high};
+      } else {
+        *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(to.to) + offset + column) = Element::pack(low, high);
+      }
+    }
+  }
+}

@@ -39,7 +39,7 @@ void shift_right(Frame& f, const Operation& o) {
   set<T>(f, o.slot[0], by >= sizeof(T) * 8 ? whole : T(value >> by));
 }
 
-enum class Comparison { Eq, Ne, Lt, Le, Gt, Ge, Neu, Ltu, Leu, Gtu, Geu, Equ };
+enum class Comparison { Eq, Ne, Lt, Le, Gt, Ge, Neu, Ltu, Leu, Gtu, Geu, Equ, Num, Nan };
 
 template <class T>
 bool compare(Comparison how, T a, T b) {
@@ -57,6 +57,8 @@ bool compare(Comparison how, T a, T b) {
     case Comparison::Leu: return unordered || a <= b;
     case Comparison::Gtu: return unordered || a > b;
     case Comparison::Geu: return unordered || a >= b;
+    case Comparison::Num: return !unordered;
+    case Comparison::Nan: return unordered;
   }
   return false;
 }
@@ -231,6 +233,7 @@ void add_arithmetic(std::vector<Instruction>& table) {
   unary("not.pred", [](Frame& f, const Operation& o) { f.slots[o.slot[0]] = !f.slots[o.slot[1]]; });
   unary("neg.f32", [](Frame& f, const Operation& o) { set(f, o.slot[0], get<uint32_t>(f, o.slot[1]) ^ 0x80000000u); });
   unary("abs.f32", [](Frame& f, const Operation& o) { set(f, o.slot[0], get<uint32_t>(f, o.slot[1]) & 0x7fffffffu); });
+  unary("rcp.rn.f32", [](Frame& f, const Operation& o) { set(f, o.slot[0], 1.0f / get<float>(f, o.slot[1])); });
   table.push_back({"fma.rn.f32", [](Frame& f, const Operation& o) {
     set(f, o.slot[0], std::fma(get<float>(f, o.slot[1]), get<float>(f, o.slot[2]), get<float>(f, o.slot[3])));
   }, "dsss"});
@@ -247,6 +250,8 @@ void add_arithmetic(std::vector<Instruction>& table) {
   SETP_F32("leu", Leu);
   SETP_F32("gtu", Gtu);
   SETP_F32("geu", Geu);
+  SETP_F32("num", Num);
+  SETP_F32("nan", Nan);
 }
 
 }  // namespace simt

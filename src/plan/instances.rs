@@ -1,8 +1,10 @@
 //! The table of kernel instances: the only list of what can run.
 //!
-//! Dispatch looks up in it, the build compiles device code from it, and the README's support table is printed from it.
-//! Only the standard library and the words of problem/dtype.rs, because the build script reads this file too.
+//! Dispatch looks up in it, the build compiles device code from it, and the README's support table is printed from it. Only the
+//! standard library, the words of problem/dtype.rs and the shapes of rows (sm80.rs), because the build script reads this
+//! file too.
 
+use super::sm80;
 use crate::problem::{DType, Direction};
 use std::fmt::Write;
 
@@ -55,6 +57,8 @@ pub struct Instance {
     pub block_kv: usize,
     /// Whether two runs on one machine give the same bits.
     pub deterministic: bool,
+    /// Whether a plan may start with it; the others follow one that does.
+    pub leads: bool,
     /// What is particular to device code.
     pub device: Option<DeviceCode>,
 }
@@ -72,113 +76,124 @@ pub struct DeviceCode {
     pub shared_bytes: [u32; 2],
     /// And for every 16 keys, if all keys stay in shared memory; a branch then has at most `block_kv` of them, padded.
     pub shared_bytes_per_key_tile: u32,
-    /// The kernel's struct of constants, and its function.
-    template: [&'static str; 2],
+    /// And for every 16 of those keys with gradients that are wanted.
+    pub shared_bytes_per_gradient_tile: u32,
+    /// Whether it takes a softcap.
+    pub softcap: bool,
+    /// Kernels that complete its work in launches of their own, in this order, each where there is something for it to do: the
+    /// row of the same type that is wide enough.
+    pub followers: &'static [&'static str],
+    #[allow(dead_code, reason = "the build makes source of it")]
+    pub(super) entry: EntryPoint,
+}
+
+/// How a row's entry point is made of its file.
+#[derive(Debug)]
+#[allow(dead_code, reason = "the build makes source of it")]
+pub(super) struct EntryPoint {
+    /// The function that one block runs, and the struct of kernels/params.h that it takes.
+    pub(super) function: &'static str,
+    pub(super) params: &'static str,
+    /// The struct of its constants. The element is the first parameter; of kernels with tiles the second is their width and the
+    /// third the rows of those that pass through shared memory.
+    pub(super) config: &'static str,
+    pub(super) rows: Option<usize>,
 }
 
 /// Branches of one launch of device code, and segments of all of them together; kernels/params.h has the same numbers.
 pub const MAX_BRANCHES: usize = 32;
 /// See [`MAX_BRANCHES`].
 pub const MAX_SEGMENTS: usize = 32;
+/// Sums of one launch of the kernel that adds up parts.
+pub const MAX_SUMS: usize = 32;
 
 const FLOATS: &[DType] = &[DType::F16, DType::BF16, DType::F32];
 
-/// Queries of a block in both kernels for sm_80: four warps of 16.
-const BLOCK_Q: usize = 64;
-
-/// A row of kernels/forward_streaming_sm80.cuh: tiles of `width` elements and `block_kv` keys.
-const fn streaming_sm80(dtypes: &'static [DType], width: usize, block_kv: usize) -> Instance {
-    // Two stages of keys and values in 16-bit elements; Q beside them; the sum of the branches in f32, in the place of Q up
-    // to a width of 160, behind it above.
-    let (stages, q, sum) = (2 * 2 * block_kv * width * 2, BLOCK_Q * width * 2, BLOCK_Q * width * 4);
-    let several = if width <= 160 { stages + sum } else { stages + q + sum };
-    Instance {
-        kernel: "forward_streaming_sm80",
-        block_kv,
-        device: Some(DeviceCode {
-            compute_capability: (8, 0),
-            threads: 128,
-            resident_blocks: resident_blocks(width),
-            shared_bytes: [(stages + q) as u32, several as u32],
-            shared_bytes_per_key_tile: 0,
-            template: ["StreamingConfig", "forward_streaming"],
-        }),
-        ..sm80(dtypes, width)
-    }
-}
-
-/// A row of kernels/forward_short_sm80.cuh: tiles of `width` elements, branches of at most `row_keys` keys.
-const fn short_sm80(dtypes: &'static [DType], width: usize, row_keys: usize) -> Instance {
-    // A ring of two stages of queries; keys and values, 16 rows each.
-    let (ring, key_tile) = (2 * BLOCK_Q * width * 2, 2 * 16 * width * 2);
-    Instance {
-        kernel: "forward_short_sm80",
-        block_kv: row_keys,
-        device: Some(DeviceCode {
-            compute_capability: (8, 0),
-            threads: 128,
-            resident_blocks: resident_blocks(width),
-            shared_bytes: [ring as u32; 2],
-            shared_bytes_per_key_tile: key_tile as u32,
-            template: ["ShortConfig", "forward_short"],
-        }),
-        ..sm80(dtypes, width)
-    }
-}
-
-/// Narrow tiles leave registers for a third block; without the bound ptxas takes a few more, or spills to reach it.
-const fn resident_blocks(width: usize) -> u32 {
-    if width <= 64 { 3 } else { 2 }
-}
-
-/// What both have in common.
-const fn sm80(dtypes: &'static [DType], width: usize) -> Instance {
-    Instance {
-        kernel: "",
-        engines: &[Engine::Cuda, Engine::Emulated],
-        direction: Direction::Forward,
-        dtypes,
-        head_dim_step: 8,
-        max_head_dim: width,
-        block_q: BLOCK_Q,
-        block_kv: 0,
-        deterministic: true,
-        device: None,
-    }
-}
-
-const F16: &[DType] = &[DType::F16];
-const BF16: &[DType] = &[DType::BF16];
-
 /// Every kernel there is. Of the rows that take a problem the first one runs it: keys that stay in shared memory before
 /// keys that stream through it, narrow tiles before wide ones.
-pub const INSTANCES: &[Instance] = &[
-    short_sm80(F16, 40, 96),
-    short_sm80(F16, 64, 96),
-    short_sm80(F16, 80, 96),
-    short_sm80(F16, 96, 96),
-    short_sm80(F16, 128, 96),
-    short_sm80(F16, 160, 96),
-    short_sm80(BF16, 40, 96),
-    short_sm80(BF16, 64, 96),
-    short_sm80(BF16, 80, 96),
-    short_sm80(BF16, 96, 96),
-    short_sm80(BF16, 128, 96),
-    short_sm80(BF16, 160, 96),
-    streaming_sm80(F16, 40, 64),
-    streaming_sm80(F16, 64, 64),
-    streaming_sm80(F16, 80, 64),
-    streaming_sm80(F16, 96, 64),
-    streaming_sm80(F16, 128, 32),
-    streaming_sm80(F16, 160, 32),
-    streaming_sm80(F16, 256, 16),
-    streaming_sm80(BF16, 40, 64),
-    streaming_sm80(BF16, 64, 64),
-    streaming_sm80(BF16, 80, 64),
-    streaming_sm80(BF16, 96, 64),
-    streaming_sm80(BF16, 128, 32),
-    streaming_sm80(BF16, 160, 32),
-    streaming_sm80(BF16, 256, 16),
+pub static INSTANCES: &[Instance] = &[
+    sm80::forward_short(sm80::F16, 40, 96),
+    sm80::forward_short(sm80::F16, 64, 96),
+    sm80::forward_short(sm80::F16, 80, 96),
+    sm80::forward_short(sm80::F16, 96, 96),
+    sm80::forward_short(sm80::F16, 128, 96),
+    sm80::forward_short(sm80::F16, 160, 96),
+    sm80::forward_short(sm80::BF16, 40, 96),
+    sm80::forward_short(sm80::BF16, 64, 96),
+    sm80::forward_short(sm80::BF16, 80, 96),
+    sm80::forward_short(sm80::BF16, 96, 96),
+    sm80::forward_short(sm80::BF16, 128, 96),
+    sm80::forward_short(sm80::BF16, 160, 96),
+    sm80::forward_streaming(sm80::F16, 40, 64),
+    sm80::forward_streaming(sm80::F16, 64, 64),
+    sm80::forward_streaming(sm80::F16, 80, 64),
+    sm80::forward_streaming(sm80::F16, 96, 64),
+    sm80::forward_streaming(sm80::F16, 128, 32),
+    sm80::forward_streaming(sm80::F16, 160, 32),
+    sm80::forward_streaming(sm80::F16, 256, 16),
+    sm80::forward_streaming(sm80::BF16, 40, 64),
+    sm80::forward_streaming(sm80::BF16, 64, 64),
+    sm80::forward_streaming(sm80::BF16, 80, 64),
+    sm80::forward_streaming(sm80::BF16, 96, 64),
+    sm80::forward_streaming(sm80::BF16, 128, 32),
+    sm80::forward_streaming(sm80::BF16, 160, 32),
+    sm80::forward_streaming(sm80::BF16, 256, 16),
+    sm80::backward_short(sm80::F16, 40, 96),
+    sm80::backward_short(sm80::F16, 64, 96),
+    sm80::backward_short(sm80::F16, 80, 96),
+    sm80::backward_short(sm80::F16, 96, 96),
+    sm80::backward_short(sm80::F16, 128, 96),
+    sm80::backward_short(sm80::F16, 160, 80),
+    sm80::backward_short(sm80::BF16, 40, 96),
+    sm80::backward_short(sm80::BF16, 64, 96),
+    sm80::backward_short(sm80::BF16, 80, 96),
+    sm80::backward_short(sm80::BF16, 96, 96),
+    sm80::backward_short(sm80::BF16, 128, 96),
+    sm80::backward_short(sm80::BF16, 160, 80),
+    sm80::backward_queries(sm80::F16, 40, 64),
+    sm80::backward_queries(sm80::F16, 64, 64),
+    sm80::backward_queries(sm80::F16, 80, 64),
+    sm80::backward_queries(sm80::F16, 96, 64),
+    sm80::backward_queries(sm80::F16, 128, 32),
+    sm80::backward_queries(sm80::F16, 160, 32),
+    sm80::backward_queries(sm80::F16, 256, 16),
+    sm80::backward_queries(sm80::BF16, 40, 64),
+    sm80::backward_queries(sm80::BF16, 64, 64),
+    sm80::backward_queries(sm80::BF16, 80, 64),
+    sm80::backward_queries(sm80::BF16, 96, 64),
+    sm80::backward_queries(sm80::BF16, 128, 32),
+    sm80::backward_queries(sm80::BF16, 160, 32),
+    sm80::backward_queries(sm80::BF16, 256, 16),
+    sm80::backward_keys(sm80::F16, 40, 64),
+    sm80::backward_keys(sm80::F16, 64, 64),
+    sm80::backward_keys(sm80::F16, 80, 32),
+    sm80::backward_keys(sm80::F16, 96, 32),
+    sm80::backward_keys(sm80::F16, 128, 16),
+    sm80::backward_keys(sm80::F16, 160, 32),
+    sm80::backward_keys(sm80::F16, 256, 16),
+    sm80::backward_keys(sm80::BF16, 40, 64),
+    sm80::backward_keys(sm80::BF16, 64, 64),
+    sm80::backward_keys(sm80::BF16, 80, 32),
+    sm80::backward_keys(sm80::BF16, 96, 32),
+    sm80::backward_keys(sm80::BF16, 128, 16),
+    sm80::backward_keys(sm80::BF16, 160, 32),
+    sm80::backward_keys(sm80::BF16, 256, 16),
+    sm80::backward_bias(sm80::F16, 40, 64),
+    sm80::backward_bias(sm80::F16, 64, 64),
+    sm80::backward_bias(sm80::F16, 80, 64),
+    sm80::backward_bias(sm80::F16, 96, 64),
+    sm80::backward_bias(sm80::F16, 128, 32),
+    sm80::backward_bias(sm80::F16, 160, 32),
+    sm80::backward_bias(sm80::F16, 256, 16),
+    sm80::backward_bias(sm80::BF16, 40, 64),
+    sm80::backward_bias(sm80::BF16, 64, 64),
+    sm80::backward_bias(sm80::BF16, 80, 64),
+    sm80::backward_bias(sm80::BF16, 96, 64),
+    sm80::backward_bias(sm80::BF16, 128, 32),
+    sm80::backward_bias(sm80::BF16, 160, 32),
+    sm80::backward_bias(sm80::BF16, 256, 16),
+    sm80::backward_reduce(sm80::F16),
+    sm80::backward_reduce(sm80::BF16),
     Instance {
         kernel: "cpu_forward_streaming",
         engines: &[Engine::Cpu],
@@ -190,6 +205,21 @@ pub const INSTANCES: &[Instance] = &[
         block_q: 64,
         block_kv: 128,
         deterministic: true,
+        leads: true,
+        device: None,
+    },
+    Instance {
+        kernel: "cpu_backward_streaming",
+        engines: &[Engine::Cpu],
+        direction: Direction::Backward,
+        dtypes: FLOATS,
+        head_dim_step: 1,
+        // As in the forward.
+        max_head_dim: 16384,
+        block_q: 64,
+        block_kv: 128,
+        deterministic: true,
+        leads: true,
         device: None,
     },
     Instance {
@@ -202,6 +232,7 @@ pub const INSTANCES: &[Instance] = &[
         block_q: 1,
         block_kv: usize::MAX,
         deterministic: true,
+        leads: true,
         device: None,
     },
     Instance {
@@ -214,6 +245,7 @@ pub const INSTANCES: &[Instance] = &[
         block_q: 1,
         block_kv: usize::MAX,
         deterministic: true,
+        leads: true,
         device: None,
     },
 ];
@@ -224,34 +256,33 @@ impl Instance {
         self.engines.contains(&engine)
     }
 
+    /// Rows of an engine that a plan may start with.
+    pub(super) fn leading(engine: Engine, direction: Direction) -> impl Iterator<Item = &'static Instance> {
+        let fits = move |row: &&Instance| row.runs_on(engine) && row.direction == direction && row.leads;
+        INSTANCES.iter().filter(fits)
+    }
+
+    /// Rows that complete its work, each in a launch of its own.
+    pub(super) fn followers(&self) -> impl Iterator<Item = &'static Instance> {
+        let kernels = self.device.as_ref().map_or(&[] as &[&str], |code| code.followers);
+        kernels.iter().filter_map(|kernel| self.follower(kernel))
+    }
+
+    /// The one of this kernel, if it follows.
+    pub(super) fn follower(&self, kernel: &str) -> Option<&'static Instance> {
+        let follows = self.device.as_ref().is_some_and(|code| code.followers.contains(&kernel));
+        let fits = |row: &&Instance| {
+            row.kernel == kernel && row.dtypes == self.dtypes && row.max_head_dim >= self.max_head_dim
+        };
+        INSTANCES.iter().find(fits).filter(|_| follows)
+    }
+
     /// Name of the row, unique in the table; of device code also the name of its entry point.
     pub fn symbol(&self) -> String {
         match self.device {
             Some(_) => format!("{}_{}_w{}", self.kernel, self.dtypes[0].name(), self.max_head_dim),
             None => self.kernel.to_string(),
         }
-    }
-
-    /// The source of a row of device code: one entry point, and the table's numbers asserted against the kernel's.
-    pub fn translation_unit(&self) -> Option<String> {
-        let device = self.device.as_ref()?;
-        let Instance { kernel, block_q, block_kv, max_head_dim: width, .. } = self;
-        let element = if matches!(self.dtypes[0], DType::F16) { "HalfElement" } else { "Bfloat16Element" };
-        let (symbol, threads, [config, function]) = (self.symbol(), device.threads, device.template);
-        let blocks = device.resident_blocks;
-        let ([one, several], per_tile) = (device.shared_bytes, device.shared_bytes_per_key_tile);
-        Some(format!(
-            "#include \"{kernel}.cuh\"\n\
-             #include \"params_layout.h\"\n\
-             using Config = {config}<{element}, {width}, {block_kv}>;\n\
-             static_assert(Config::BLOCK_Q == {block_q} && Config::THREADS == {threads}, \"src/plan/instances.rs\");\n\
-             static_assert(Config::shared_bytes(1, 0) == {one}, \"src/plan/instances.rs\");\n\
-             static_assert(Config::shared_bytes(2, 0) == {several}, \"src/plan/instances.rs\");\n\
-             static_assert(Config::shared_bytes(1, 1) == {one} + {per_tile}, \"src/plan/instances.rs\");\n\
-             extern \"C\" __global__ void __launch_bounds__({threads}, {blocks}) {symbol}(const __grid_constant__ ForwardParams p) {{\n  \
-             {function}<Config>(p);\n\
-             }}\n"
-        ))
     }
 }
 

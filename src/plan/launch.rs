@@ -1,32 +1,37 @@
-//! A problem and the addresses of its tensors, as the block of parameters that a forward kernel reads.
+//! A problem and the addresses of its tensors, as the blocks of parameters that the kernels read.
 
-use super::Plan;
-use super::instances::DeviceCode;
-use super::params::{BranchParams, ForwardParams, SegmentParams};
-use super::shared_bytes;
-use crate::problem::{Argument, Attention, Causal, DType, Gate, Problem, Results, Strides};
+use super::backward::{Division, Factor, Place, Rows, Sum};
+use super::params::{
+    BackwardParams, BranchParams, ForwardParams, GradientRows, ReduceParams, SegmentGradients, SegmentParams, SumParams,
+};
+use super::{Launched, MAX_SUMS, Plan};
+use crate::problem::{
+    Argument, Attention, Causal, DType, Gate, Gradient, GradientProblem, Problem, Results, Saved, Strides,
+};
+use smallvec::SmallVec;
 
-/// What is launched: as many blocks, threads and bytes of shared memory as the kernel's row and the problem ask for.
-pub(crate) struct Launch {
-    pub(crate) blocks: u32,
-    pub(crate) threads: u32,
-    pub(crate) shared_bytes: u32,
-    pub(crate) params: ForwardParams,
+impl Launched {
+    /// Blocks, threads of each and bytes of shared memory.
+    pub(crate) fn shape(&self, problem: &Problem) -> [u32; 3] {
+        let code = self.instance.device.as_ref();
+        let (threads, shared_bytes) = code.map_or((0, 0), |code| (code.threads, code.shared_bytes_of(problem)));
+        [self.blocks as u32, threads, shared_bytes]
+    }
 }
 
-/// Fills the parameter block. Addresses are those of the elements at index zero, told by `address` for each tensor once;
-/// that of `lse` is 0 where it is not wanted.
+/// What the forward reads and writes. Addresses are those of the elements at index zero, told by `address` for each input
+/// once; that of `lse` is 0 where it is not wanted.
 pub(crate) fn forward<'t, T>(
     problem: &Problem,
     plan: &Plan,
-    device: &DeviceCode,
     tensors: &'t Attention<T>,
     mut address: impl FnMut(Argument, &'t T) -> u64,
     [out, lse]: [u64; 2],
-) -> Launch {
-    let (out_strides, lse_strides) = match problem.results {
-        Results::Forward { out, lse } => (out, lse.unwrap_or_default()),
-        Results::Backward { dout, .. } => (dout, [0; 4]),
+) -> ForwardParams {
+    let (out_strides, lse_strides) = match &problem.results {
+        Results::Forward { out, lse } => (*out, lse.unwrap_or_default()),
+        Results::Backward { saved: Some(Saved { out, lse }), .. } => (*out, *lse),
+        Results::Backward { saved: None, .. } => ([0; 4], [0; 4]),
     };
     let mut params = ForwardParams {
         q: address(Argument::Q, &tensors.q),
@@ -85,12 +90,128 @@ pub(crate) fn forward<'t, T>(
             };
         }
     }
-    Launch {
-        blocks: plan.blocks(problem) as u32,
-        threads: device.threads,
-        shared_bytes: shared_bytes(device, problem),
-        params,
+    params
+}
+
+/// The blocks of a backward's launches.
+pub(crate) struct Backward {
+    /// Of all but the last ones.
+    pub(crate) params: BackwardParams,
+    division: Division,
+    gradients: SmallVec<[(GradientProblem, u64); 8]>,
+    workspace: u64,
+}
+
+impl Backward {
+    /// `forward` is the block of the forward, with what that saved as its results or zeros; the addresses are those of `dout`, of
+    /// the gradients in the problem's order, and of the workspace.
+    pub(crate) fn new(
+        problem: &Problem,
+        plan: &Plan,
+        forward: ForwardParams,
+        dout: u64,
+        addresses: &[u64],
+        workspace: u64,
+    ) -> Backward {
+        let (strides, gradients) = match &problem.results {
+            Results::Backward { dout, gradients, .. } => (*dout, gradients.as_slice()),
+            Results::Forward { .. } => ([0; 4], &[] as &[GradientProblem]),
+        };
+        let division = plan.division(problem);
+        let params = BackwardParams {
+            forward,
+            dout,
+            dout_stride: rows(strides),
+            dq: GradientRows::default(),
+            statistics: division.statistics.map_or(0, |offset| workspace + offset as u64),
+            branches: division.branches,
+            g_branches: division.g_branches,
+            segment: Default::default(),
+        };
+        let gradients: SmallVec<[(GradientProblem, u64); 8]> =
+            gradients.iter().copied().zip(addresses.iter().copied()).collect();
+        let mut backward = Backward { params, division, gradients, workspace };
+        if let Some((wanted, to)) = backward.gradients.iter().find(|(wanted, _)| wanted.gradient == Gradient::Q) {
+            let [batch, seq, head] = rows(wanted.strides);
+            backward.params.dq =
+                GradientRows { to: *to, stride: [0, batch, seq, head], f32: is_f32(wanted), reserved: 0 };
+        }
+        for (n, segment) in backward.division.segments.iter().enumerate() {
+            backward.params.segment[n] = SegmentGradients {
+                dk: backward.rows(segment.dk),
+                dv: backward.rows(segment.dv),
+                dbias: segment.dbias.map_or(0, |bias| backward.at(bias.to).0),
+                dbias_stride: segment.dbias.map_or([0; 5], |bias| bias.stride),
+                bias_extent: segment.dbias.map_or([0; 4], |bias| bias.extent.map(|extent| extent as i32)),
+                bias_blocks: segment.bias_blocks as i32,
+                bias_parts: segment.bias_parts as i32,
+                key_blocks: segment.key_blocks as i32,
+                key_parts: segment.key_parts as i32,
+                key_batch: segment.key_batch as i32,
+                reserved: 0,
+            };
+        }
+        backward
     }
+
+    fn rows(&self, rows: Option<Rows>) -> GradientRows {
+        rows.map_or_else(GradientRows::default, |rows| {
+            let (to, f32) = self.at(rows.to);
+            GradientRows { to, stride: rows.stride, f32, reserved: 0 }
+        })
+    }
+
+    /// The block of a launch that adds up parts.
+    pub(crate) fn sums(&self, launched: &Launched) -> ReduceParams {
+        let mut params = ReduceParams::default();
+        let (stage, first) = launched.sums.unwrap_or_default();
+        let threads = launched.instance.device.as_ref().map_or(1, |code| code.threads as usize);
+        for (to, sum) in params.sum.iter_mut().zip(self.division.sums[stage].iter().skip(first).take(MAX_SUMS)) {
+            *to = self.sum(sum, threads);
+        }
+        params
+    }
+
+    fn sum(&self, sum: &Sum, threads: usize) -> SumParams {
+        let (to, f32) = self.at(sum.to);
+        let (factor, factor_value) = match sum.factor {
+            Factor::One => (0, 1.0),
+            Factor::Gate(n) => (self.params.forward.branch[n].gate, self.params.forward.branch[n].gate_value),
+            Factor::Region(n) => (self.params.forward.branch[n].region, 1.0),
+        };
+        SumParams {
+            parts: self.workspace + sum.parts as u64,
+            factor,
+            to,
+            parts_stride: sum.parts_stride,
+            parts_term_stride: sum.parts_term_stride,
+            factor_stride: sum.factor_stride,
+            factor_term_stride: sum.factor_term_stride,
+            to_stride: sum.to_stride,
+            extent: sum.extent.map(|extent| extent as i32),
+            terms: sum.terms.map(|terms| terms as i32),
+            factor_value,
+            f32,
+            together: i32::from(sum.together),
+            blocks: sum.blocks(threads) as i32,
+            reserved: 0,
+        }
+    }
+
+    /// Address, and whether the elements are f32.
+    fn at(&self, place: Place) -> (u64, i32) {
+        match place {
+            Place::Workspace(offset) => (self.workspace + offset as u64, 1),
+            Place::Gradient(number) => {
+                let (wanted, to) = &self.gradients[number];
+                (*to, is_f32(wanted))
+            }
+        }
+    }
+}
+
+fn is_f32(wanted: &GradientProblem) -> i32 {
+    i32::from(wanted.dtype == DType::F32)
 }
 
 fn wide<const N: usize>(strides: Strides<N>) -> [i64; N] {

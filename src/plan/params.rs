@@ -1,11 +1,11 @@
-//! The block of parameters that crosses to a forward kernel, twin of kernels/params.h.
+//! The blocks of parameters that cross to a kernel, twin of kernels/params.h.
 //!
 //! Only the standard library, because the build script reads this file too: it writes every offset below into a header
 //! of assertions, so that the two sides cannot differ. The meaning of each field stands in kernels/params.h.
 
 #![allow(missing_docs, reason = "kernels/params.h documents the fields")]
 
-use super::instances::{MAX_BRANCHES, MAX_SEGMENTS};
+use super::instances::{MAX_BRANCHES, MAX_SEGMENTS, MAX_SUMS};
 use std::mem::offset_of;
 
 #[derive(Clone, Copy, Default)]
@@ -63,14 +63,82 @@ pub struct ForwardParams {
     pub segment: [SegmentParams; MAX_SEGMENTS],
 }
 
-macro_rules! offsets {
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct GradientRows {
+    pub to: u64,
+    pub stride: [i64; 4],
+    pub f32: i32,
+    pub reserved: i32,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct SegmentGradients {
+    pub dk: GradientRows,
+    pub dv: GradientRows,
+    pub dbias: u64,
+    pub dbias_stride: [i64; 5],
+    pub bias_extent: [i32; 4],
+    pub bias_blocks: i32,
+    pub bias_parts: i32,
+    pub key_blocks: i32,
+    pub key_parts: i32,
+    pub key_batch: i32,
+    pub reserved: i32,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct BackwardParams {
+    pub forward: ForwardParams,
+    pub dout: u64,
+    pub dout_stride: [i64; 3],
+    pub dq: GradientRows,
+    pub statistics: u64,
+    pub branches: u32,
+    pub g_branches: u32,
+    pub segment: [SegmentGradients; MAX_SEGMENTS],
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct SumParams {
+    pub parts: u64,
+    pub factor: u64,
+    pub to: u64,
+    pub parts_stride: [i64; 4],
+    pub parts_term_stride: [i64; 3],
+    pub factor_stride: [i64; 4],
+    pub factor_term_stride: [i64; 3],
+    pub to_stride: [i64; 4],
+    pub extent: [i32; 4],
+    pub terms: [i32; 3],
+    pub factor_value: f32,
+    pub f32: i32,
+    pub together: i32,
+    pub blocks: i32,
+    pub reserved: i32,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub struct ReduceParams {
+    pub sum: [SumParams; MAX_SUMS],
+}
+
+macro_rules! layout {
     ($($ty:ident { $($field:ident),* $(,)? })*) => {
-        &[$($((stringify!($ty), stringify!($field), offset_of!($ty, $field)),)*)*]
+        /// Struct, field and offset of everything above.
+        pub const OFFSETS: &[(&str, &str, usize)] =
+            &[$($((stringify!($ty), stringify!($field), offset_of!($ty, $field)),)*)*];
+
+        /// And the structs' sizes.
+        pub const SIZES: &[(&str, usize)] = &[$((stringify!($ty), size_of::<$ty>()),)*];
     };
 }
 
-/// Struct, field and offset of everything above.
-pub const OFFSETS: &[(&str, &str, usize)] = offsets! {
+layout! {
     SegmentParams {
         k, v, bias, key_len, k_stride, v_stride, bias_stride, key_len_stride, seq_kv, group, causal, window_left,
         window_right, bias_type,
@@ -82,7 +150,17 @@ pub const OFFSETS: &[(&str, &str, usize)] = offsets! {
         q, out, lse, q_stride, out_stride, lse_stride, batch, heads, seq_q, head_dim, value_dim, head_blocks, branches,
         accumulate, softmax_scale, softcap, branch, segment,
     }
-};
+    GradientRows { to, stride, f32, reserved }
+    SegmentGradients {
+        dk, dv, dbias, dbias_stride, bias_extent, bias_blocks, bias_parts, key_blocks, key_parts, key_batch, reserved,
+    }
+    BackwardParams { forward, dout, dout_stride, dq, statistics, branches, g_branches, segment }
+    SumParams {
+        parts, factor, to, parts_stride, parts_term_stride, factor_stride, factor_term_stride, to_stride, extent, terms,
+        factor_value, f32, together, blocks, reserved,
+    }
+    ReduceParams { sum }
+}
 
 /// A header that fails to compile where kernels/params.h disagrees.
 pub fn assertions() -> String {
@@ -90,15 +168,11 @@ pub fn assertions() -> String {
     for (name, field, offset) in OFFSETS {
         header += &format!("static_assert(offsetof({name}, {field}) == {offset}, \"src/plan/params.rs\");\n");
     }
-    for (name, size) in [
-        ("SegmentParams", size_of::<SegmentParams>()),
-        ("BranchParams", size_of::<BranchParams>()),
-        ("ForwardParams", size_of::<ForwardParams>()),
-    ] {
+    for (name, size) in SIZES {
         header += &format!("static_assert(sizeof({name}) == {size}, \"src/plan/params.rs\");\n");
     }
-    header += &format!(
-        "static_assert(MAX_BRANCHES == {MAX_BRANCHES} && MAX_SEGMENTS == {MAX_SEGMENTS}, \"src/plan/params.rs\");\n"
-    );
+    for (name, most) in [("MAX_BRANCHES", MAX_BRANCHES), ("MAX_SEGMENTS", MAX_SEGMENTS), ("MAX_SUMS", MAX_SUMS)] {
+        header += &format!("static_assert({name} == {most}, \"src/plan/params.rs\");\n");
+    }
     header
 }

@@ -68,6 +68,9 @@ pub enum Reason {
         /// Which tensor.
         argument: Argument,
     },
+    /// A softcap where the kernel takes none.
+    #[error("softcap is given; its kernel for short branches takes none")]
+    Softcap,
     /// A branch whose keys do not fit the registers of a kernel that keeps them all.
     #[error("a branch has {got} keys, padded; its kernel for short branches takes {limit}")]
     RowKeys {
