@@ -63,11 +63,8 @@ impl Attention<TensorRef<'_>> {
         let device = Device::Emulated { compute_capability: settings.compute_capability };
         let admitted = |row: &Instance| settings.kernel.as_ref().is_none_or(|kernel| row.kernel == kernel);
         let plan = Plan::among(&problem, &device, admitted)?;
-        match emulated::forward(&problem, &plan, settings, self, out, lse) {
-            Ok(report) => Ok((plan, report)),
-            Err(emulated::Failure::Refused(refusal)) => Err(refusal.into()),
-            Err(emulated::Failure::Fault(message)) => Err(Error::Fault { kernel: plan.symbol(), message }),
-        }
+        let report = emulated::forward(&problem, &plan, settings, self, out, lse)?;
+        Ok((plan, report))
     }
 
     /// The checked problem, its inputs bound.
@@ -87,6 +84,11 @@ impl Attention<TensorRef<'_>> {
 
     /// Computes the gradients asked for from `dout`, the gradient of `out`.
     ///
+    /// Nothing of size `seq_q × seq_kv` is allocated here either: the scratch is [`Plan::workspace_bytes`], which has a few
+    /// numbers for every query, and on the cpu engine the packing buffers of the matrix product, which a thread keeps: up
+    /// to the size of its L2 cache. The bits of a gradient depend neither on the number of threads nor on which others are
+    /// asked for.
+    ///
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn backward<'i>(
@@ -95,28 +97,60 @@ impl Attention<TensorRef<'_>> {
         backward: impl Into<Backward<TensorRef<'i>>>,
         gradients: Gradients<TensorMut<'_>>,
     ) -> Result<Plan, Error> {
+        #[cfg(feature = "emulated")]
+        if engine == Engine::Emulated {
+            return Ok(self.backward_emulated(&Settings::default(), backward, gradients)?.0);
+        }
         let backward = backward.into();
-        let mut described = Gradients::new();
+        let (problem, inputs) = self.backward_problem(&backward, &gradients)?;
+        #[cfg(feature = "cuda")]
+        if engine == Engine::Cuda {
+            return cuda::backward(self, &problem, &backward, gradients.wanted);
+        }
+        let plan = plan(engine, &problem)?;
+        match engine {
+            Engine::Cpu => cpu::backward(&problem, &plan, &inputs, &backward, gradients),
+            Engine::Reference => store_backward(&problem, &inputs, &backward.dout, gradients),
+            Engine::Cuda | Engine::Emulated => return Err(not_from_host(&plan).into()),
+        }
+        Ok(plan)
+    }
+
+    /// Runs the backward kernels' source under emulation, over a workspace of NaN: the plan that was carried out and what the
+    /// emulator counted of each of its launches.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward), and [`Error::Fault`] where a kernel breaks a rule of the device.
+    #[cfg(feature = "emulated")]
+    pub fn backward_emulated<'i>(
+        &self,
+        settings: &Settings,
+        backward: impl Into<Backward<TensorRef<'i>>>,
+        gradients: Gradients<TensorMut<'_>>,
+    ) -> Result<(Plan, Vec<emulated::Report>), Error> {
+        let backward = backward.into();
+        let (problem, _) = self.backward_problem(&backward, &gradients)?;
+        let device = Device::Emulated { compute_capability: settings.compute_capability };
+        let admitted = |row: &Instance| settings.kernel.as_ref().is_none_or(|kernel| row.kernel == kernel);
+        let plan = Plan::among(&problem, &device, admitted)?;
+        let reports = emulated::backward(&problem, &plan, settings, self, &backward, gradients.wanted)?;
+        Ok((plan, reports))
+    }
+
+    /// The checked problem, its inputs bound.
+    fn backward_problem(
+        &self,
+        backward: &Backward<TensorRef<'_>>,
+        gradients: &Gradients<TensorMut<'_>>,
+    ) -> Result<(Problem, host::Inputs<'_>), Error> {
         let mut short = host::short_slices(self);
         short.extend(host::short_inputs(backward.tensors()));
         for (gradient, tensor) in &gradients.wanted {
-            described = described.want(*gradient, tensor.desc());
             short.extend(host::short_output(gradient.argument(|b| self.first_segment(b)), tensor));
         }
-        let problem = Invalid::merge(Problem::backward(&self.desc(), &backward, &described), short)?;
+        let problem = Invalid::merge(Problem::backward(self, backward, gradients), short)?;
         let inputs = host::bind(self, &problem)?;
-        let plan = plan(engine, &problem)?;
-        if engine != Engine::Reference {
-            return Err(not_from_host(&plan).into());
-        }
-        if let Results::Backward { dout: strides, gradients: wanted, .. } = &problem.results {
-            let dout = host::View::new(&backward.dout, *strides);
-            let computed = reference::backward(&problem, &inputs, &dout, wanted);
-            for ((gradient, tensor), layout) in gradients.wanted.into_iter().zip(wanted) {
-                store(tensor, layout.strides, &computed[&gradient], false);
-            }
-        }
-        Ok(plan)
+        Ok((problem, inputs))
     }
 
     /// The forward of the reference without the rounding at the store: what an error is measured against.
@@ -174,6 +208,20 @@ fn store_forward(problem: &Problem, computed: reference::Forward, out: TensorMut
         store(out, out_strides, &computed.out, problem.accumulate);
         if let (Some(lse), Some(strides)) = (lse, lse_strides) {
             store(lse, strides, &computed.lse, false);
+        }
+    }
+}
+
+fn store_backward(
+    problem: &Problem,
+    inputs: &host::Inputs<'_>,
+    dout: &TensorRef<'_>,
+    gradients: Gradients<TensorMut<'_>>,
+) {
+    if let Results::Backward { dout: strides, gradients: wanted, .. } = &problem.results {
+        let computed = reference::backward(problem, inputs, &host::View::new(dout, *strides), wanted);
+        for ((gradient, tensor), layout) in gradients.wanted.into_iter().zip(wanted) {
+            store(tensor, layout.strides, &computed[&gradient], false);
         }
     }
 }

@@ -1,44 +1,17 @@
-//! The CUDA kernels under emulation: what the emulator counts, any schedule, and that every synchronisation is needed.
+//! The forward kernels under emulation: what the emulator counts, any schedule, and that every synchronisation is needed.
 #![cfg(feature = "emulated")]
 
 mod cases;
+mod emulation;
 
 use cases::{Case, Data, GateCase, RegionCase, all, bound, naive};
+use emulation::{name, rungs};
 use fused_attention::emulated::{Report, Rung, Settings, SyncSite};
-use fused_attention::{Causal, DType, Engine, Error, INSTANCES, Outputs};
-#[cfg(feature = "cuda")]
-use fused_attention::{Form, cuda};
+use fused_attention::{Causal, DType, Direction, Engine, Error, INSTANCES, Instance, Outputs};
 use rayon::prelude::*;
-use std::io::Write;
 
-/// Each kernel of the table alone, as its source has it and as nvcc does.
 fn kernels() -> Vec<Settings> {
-    let mut names: Vec<&str> =
-        INSTANCES.iter().filter(|row| row.runs_on(Engine::Emulated)).map(|row| row.kernel).collect();
-    names.dedup();
-    let of =
-        |rung| names.iter().map(move |name| Settings { kernel: Some(name.to_string()), rung, ..Settings::default() });
-    of(Rung::Source).chain(rungs().contains(&Rung::Ptx).then(|| of(Rung::Ptx)).into_iter().flatten()).collect()
-}
-
-/// The forms of the kernels that this build has.
-fn rungs() -> &'static [Rung] {
-    #[cfg(feature = "cuda")]
-    if cuda::toolkit().is_some_and(|toolkit| toolkit.targets.iter().any(|target| target.form == Form::Ptx)) {
-        return &[Rung::Source, Rung::Ptx];
-    }
-    assert!(
-        std::env::var_os("FUSED_ATTENTION_REQUIRE_KERNELS").is_none_or(|value| value == "0"),
-        "no PTX in this build"
-    );
-    // Not eprintln: the test harness would swallow it.
-    let _ = writeln!(std::io::stderr(), "LEFT OUT: kernels as nvcc's PTX: this build has none; run scripts/get-nvcc");
-    &[Rung::Source]
-}
-
-/// For messages.
-fn name(settings: &Settings) -> String {
-    format!("{} {:?}", settings.kernel.as_deref().unwrap_or_default(), settings.rung)
+    emulation::kernels(Direction::Forward)
 }
 
 /// Cases small enough to be run many times.
@@ -89,7 +62,8 @@ fn ran_within_bound(settings: &Settings, case: &Case) -> bool {
 
 #[test]
 fn every_row_of_the_table_runs() {
-    let rows = INSTANCES.iter().filter(|row| row.runs_on(Engine::Emulated));
+    let forward = |row: &&Instance| row.runs_on(Engine::Emulated) && row.direction == Direction::Forward;
+    let rows = INSTANCES.iter().filter(forward);
     let rows: Vec<_> = rows.flat_map(|row| rungs().iter().map(move |&rung| (row, rung))).collect();
     rows.par_iter().for_each(|&(row, rung)| {
         let shape = [1, 70, 2, row.max_head_dim];
@@ -226,7 +200,7 @@ fn sites_of(settings: &Settings, case: &Case) -> Vec<SyncSite> {
 fn noticed(settings: &Settings, case: &Case, site: &SyncSite) -> bool {
     let data = Data::new(case, 24);
     let (out, lse, _) = run(&data, settings).expect("a legal problem");
-    (0..4).any(|seed| match run(&data, &Settings { seed, without: Some(site.clone()), ..settings.clone() }) {
+    (0..4).any(|seed| match run(&data, &Settings { seed, without: Some((0, site.clone())), ..settings.clone() }) {
         Err(Error::Fault { .. }) => true,
         Err(error) => panic!("{error}"),
         Ok((changed_out, changed_lse, _)) => changed_out != out || changed_lse != lse,

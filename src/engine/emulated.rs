@@ -2,10 +2,10 @@
 //!
 //! Tensors are copied into memory of the emulated device and back, as they would be for a GPU.
 
-use crate::plan::launch::{self, Launch};
-use crate::plan::params::ForwardParams;
-use crate::plan::{Plan, Reason, Refusal};
-use crate::problem::{Argument, Attention, Problem, Tensor, TensorMut, TensorRef};
+use crate::error::Error;
+use crate::plan::params::{BackwardParams, ForwardParams, ReduceParams};
+use crate::plan::{Plan, Reason, Refusal, launch};
+use crate::problem::{Argument, Attention, Backward, Gradient, Problem, Tensor, TensorMut, TensorRef};
 use simt::{Checks, Kernel, Program};
 pub use simt::{Report, Stats, SyncSite};
 use std::ffi::c_void;
@@ -30,8 +30,9 @@ pub struct Settings {
     pub workers: u32,
     /// Which form of the kernels runs.
     pub rung: Rung,
-    /// A synchronisation of an earlier report to turn into a no-op, to see that something notices.
-    pub without: Option<SyncSite>,
+    /// A synchronisation of an earlier report to turn into a no-op, to see that something notices, and the number of the
+    /// launch it is of.
+    pub without: Option<(usize, SyncSite)>,
 }
 
 /// A form of the kernels that the emulator runs.
@@ -52,6 +53,10 @@ impl Default for Settings {
 // SAFETY: a `repr(C)` struct of integers, floats and arrays of such structs, each of a size that is a multiple of its
 // alignment of 8 with no gap: the build asserts offsets and sizes against the sum of the fields.
 unsafe impl bytemuck::NoUninit for ForwardParams {}
+// SAFETY: as above.
+unsafe impl bytemuck::NoUninit for BackwardParams {}
+// SAFETY: as above.
+unsafe impl bytemuck::NoUninit for ReduceParams {}
 
 /// The folder of a `libcuda.so.1` that runs this build's kernels under emulation: with it on the library path, the engine
 /// `cuda` runs where there is no GPU. On Linux only.
@@ -59,8 +64,16 @@ pub fn stand_in_driver() -> Option<&'static Path> {
     cfg!(target_os = "linux").then(|| Path::new(env!("FUSED_ATTENTION_STAND_IN_DRIVER")))
 }
 
+/// A kernel of the table, by the block of parameters that it takes.
+#[expect(clippy::enum_variant_names, reason = "the names of the structs")]
+enum AnyKernel {
+    ForwardParams(Kernel<ForwardParams>),
+    BackwardParams(Kernel<BackwardParams>),
+    ReduceParams(Kernel<ReduceParams>),
+}
+
 mod kernels {
-    use super::{ForwardParams, Kernel, c_void};
+    use super::{AnyKernel, Kernel, c_void};
     include!(concat!(env!("OUT_DIR"), "/emulated_kernels.rs"));
 }
 
@@ -92,10 +105,16 @@ struct Memory {
 }
 
 impl Memory {
-    fn copy_of(bytes: &[u8], offset: usize) -> Self {
+    fn of(tensor: &TensorRef<'_>) -> Self {
+        let bytes = tensor.bytes;
         let mut words = vec![0u128; bytes.len().div_ceil(size_of::<u128>())];
         bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
-        Memory { words, len: bytes.len(), offset }
+        Memory { words, len: bytes.len(), offset: offset_of(tensor, tensor.offset) }
+    }
+
+    /// All bits set: NaN in every float type.
+    fn poisoned(len: usize) -> Self {
+        Memory { words: vec![u128::MAX; len.div_ceil(size_of::<u128>())], len, offset: 0 }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -111,15 +130,20 @@ impl Memory {
     }
 }
 
-/// Whether rows that start at index zero are aligned for 16-byte copies.
-fn aligned(offset: usize, tensor: &impl Tensor) -> bool {
-    (offset * tensor.desc().dtype().size()).is_multiple_of(16)
+/// Why the emulated device does not compute: nothing of it is there, or rows are not aligned for 16-byte copies.
+fn objections(plan: &Plan, tensors: &[(Argument, usize)]) -> Result<(), Refusal> {
+    let refuse = |reasons| Err(Refusal { engine: plan.engine(), reasons });
+    if plan.launched().iter().any(|launched| kernels::kernel(&launched.instance.symbol()).is_none()) {
+        return refuse(vec![Reason::NotBuilt("the kernel is not part of this build")]);
+    }
+    let rows = tensors.iter().filter(|(argument, offset)| argument.is_of_rows() && !offset.is_multiple_of(16));
+    let misaligned: Vec<Reason> = rows.map(|&(argument, _)| Reason::Alignment { argument }).collect();
+    if misaligned.is_empty() { Ok(()) } else { refuse(misaligned) }
 }
 
-/// Why the emulated device did not compute.
-pub(crate) enum Failure {
-    Refused(Refusal),
-    Fault(String),
+/// Where index zero of a tensor lies in its slice, in bytes.
+fn offset_of(tensor: &impl Tensor, offset: usize) -> usize {
+    offset * tensor.desc().dtype().size()
 }
 
 /// Runs a forward problem whose slices are long enough. Without a query there is nothing to launch and no report.
@@ -130,67 +154,155 @@ pub(crate) fn forward(
     attention: &Attention<TensorRef<'_>>,
     out: TensorMut<'_>,
     lse: Option<TensorMut<'_>>,
-) -> Result<Option<Report>, Failure> {
-    let instance = plan.instance();
-    let refuse = |reasons| Failure::Refused(Refusal { engine: plan.engine(), reasons });
-    let (Some(device), Some(kernel)) = (&instance.device, kernels::kernel(&instance.symbol())) else {
-        return Err(refuse(vec![Reason::NotBuilt("the kernel is not part of this build")]));
+) -> Result<Option<Report>, Error> {
+    let mut offsets: Vec<(Argument, usize)> =
+        attention.tensors().map(|(argument, tensor)| (argument, offset_of(tensor, tensor.offset))).collect();
+    offsets.push((Argument::Out, offset_of(&out, out.offset)));
+    objections(plan, &offsets)?;
+
+    let inputs = attention.map(Memory::of);
+    let mut out_memory = Memory::of(&out.as_ref());
+    let mut lse_memory = lse.as_ref().map(|lse| Memory::of(&lse.as_ref()));
+    let outputs = [out_memory.address(), lse_memory.as_ref().map_or(0, Memory::address)];
+    let params = launch::forward(problem, plan, &inputs, |_, memory| memory.address(), outputs);
+    let mut report = None;
+    for number in 0..plan.launched().len() {
+        let mut device = DeviceMemory::default();
+        inputs.tensors().for_each(|(argument, memory)| device.input(argument, memory));
+        device.output(Argument::Out, &mut out_memory);
+        lse_memory.iter_mut().for_each(|memory| device.output(Argument::Lse, memory));
+        report = Some(run(plan, number, problem, settings, Block::Forward(&params), device)?);
+    }
+    out.bytes.copy_from_slice(out_memory.bytes());
+    if let (Some(lse), Some(memory)) = (lse, &lse_memory) {
+        lse.bytes.copy_from_slice(memory.bytes());
+    }
+    Ok(report)
+}
+
+/// Runs a backward problem whose slices are long enough: a report for each launch.
+pub(crate) fn backward(
+    problem: &Problem,
+    plan: &Plan,
+    settings: &Settings,
+    attention: &Attention<TensorRef<'_>>,
+    backward: &Backward<TensorRef<'_>>,
+    gradients: Vec<(Gradient, TensorMut<'_>)>,
+) -> Result<Vec<Report>, Error> {
+    let argument = |gradient: Gradient| gradient.argument(|branch| attention.first_segment(branch));
+    let read = attention.tensors().chain(backward.tensors());
+    let mut offsets: Vec<(Argument, usize)> =
+        read.map(|(argument, tensor)| (argument, offset_of(tensor, tensor.offset))).collect();
+    offsets.extend(gradients.iter().map(|(name, tensor)| (argument(*name), offset_of(tensor, tensor.offset))));
+    objections(plan, &offsets)?;
+
+    let inputs = attention.map(Memory::of);
+    let given = backward.map(Memory::of);
+    let mut written: Vec<Memory> = gradients.iter().map(|(_, tensor)| Memory::of(&tensor.as_ref())).collect();
+    let mut workspace = Memory::poisoned(plan.workspace_bytes());
+    let saved = given.saved.as_ref().map_or([0; 2], |saved| [saved.out.address(), saved.lse.address()]);
+    let forward = launch::forward(problem, plan, &inputs, |_, memory| memory.address(), saved);
+    let addresses: Vec<u64> = written.iter().map(Memory::address).collect();
+    let blocks = launch::Backward::new(problem, plan, forward, given.dout.address(), &addresses, workspace.address());
+    let mut reports = Vec::new();
+    for (number, launched) in plan.launched().iter().enumerate() {
+        let mut device = DeviceMemory::default();
+        inputs.tensors().chain(given.tensors()).for_each(|(argument, memory)| device.input(argument, memory));
+        for ((gradient, _), memory) in gradients.iter().zip(&mut written) {
+            device.output(argument(*gradient), memory);
+        }
+        device.output(Argument::Workspace, &mut workspace);
+        let sums = launched.sums.map(|_| blocks.sums(launched));
+        let block = sums.as_ref().map_or(Block::Backward(&blocks.params), Block::Reduce);
+        reports.push(run(plan, number, problem, settings, block, device)?);
+    }
+    for ((_, tensor), memory) in gradients.into_iter().zip(&written) {
+        tensor.bytes.copy_from_slice(memory.bytes());
+    }
+    Ok(reports)
+}
+
+/// The block of parameters of a launch.
+enum Block<'p> {
+    Forward(&'p ForwardParams),
+    Backward(&'p BackwardParams),
+    Reduce(&'p ReduceParams),
+}
+
+/// The buffers of a launch.
+#[derive(Default)]
+struct DeviceMemory<'m> {
+    read: Vec<(String, &'m [u8])>,
+    written: Vec<(String, &'m mut [u8])>,
+}
+
+impl<'m> DeviceMemory<'m> {
+    fn input(&mut self, argument: Argument, memory: &'m Memory) {
+        self.read.push((argument.to_string(), memory.bytes()));
+    }
+
+    fn output(&mut self, argument: Argument, memory: &'m mut Memory) {
+        self.written.push((argument.to_string(), memory.bytes_mut()));
+    }
+}
+
+/// Runs the plan's launch of this number.
+fn run(
+    plan: &Plan,
+    number: usize,
+    problem: &Problem,
+    settings: &Settings,
+    block: Block<'_>,
+    memory: DeviceMemory<'_>,
+) -> Result<Report, Error> {
+    let launched = &plan.launched()[number];
+    let shape = launched.shape(problem);
+    let symbol = launched.instance.symbol();
+    let site = settings.without.as_ref().filter(|(launch, _)| *launch == number).map(|(_, site)| site);
+    let report = match (kernels::kernel(&symbol), block) {
+        (Some(AnyKernel::ForwardParams(kernel)), Block::Forward(params)) => {
+            emulate(kernel, params, shape, &symbol, settings, site, memory)
+        }
+        (Some(AnyKernel::BackwardParams(kernel)), Block::Backward(params)) => {
+            emulate(kernel, params, shape, &symbol, settings, site, memory)
+        }
+        (Some(AnyKernel::ReduceParams(kernel)), Block::Reduce(params)) => {
+            emulate(kernel, params, shape, &symbol, settings, site, memory)
+        }
+        _ => Err("the kernel takes another block of parameters".to_string()),
     };
-    let rows =
-        attention.tensors().filter(|(argument, _)| matches!(argument, Argument::Q | Argument::K(_) | Argument::V(_)));
-    let mut misaligned: Vec<Reason> = rows
-        .filter(|(_, tensor)| !aligned(tensor.offset, *tensor))
-        .map(|(argument, _)| Reason::Alignment { argument })
-        .collect();
-    if !aligned(out.offset, &out) {
-        misaligned.push(Reason::Alignment { argument: Argument::Out });
-    }
-    if !misaligned.is_empty() {
-        return Err(refuse(misaligned));
-    }
+    report.map_err(|message| Error::Fault { kernel: symbol, message })
+}
 
-    let inputs = attention.map(|tensor| {
-        let offset = tensor.offset * tensor.desc().dtype().size();
-        Memory::copy_of(tensor.bytes, offset)
-    });
-    let mut out_memory = Memory::copy_of(out.bytes, out.offset * out.desc().dtype().size());
-    let mut lse_memory = lse.as_ref().map(|lse| Memory::copy_of(lse.bytes, lse.offset * size_of::<f32>()));
-    let lse_address = lse_memory.as_ref().map_or(0, Memory::address);
-    let outputs = [out_memory.address(), lse_address];
-    let Launch { blocks, threads, shared_bytes, params } =
-        launch::forward(problem, plan, device, &inputs, |_, memory| memory.address(), outputs);
-    if blocks == 0 {
-        return Ok(None);
-    }
-
+fn emulate<P: bytemuck::NoUninit>(
+    kernel: Kernel<P>,
+    params: &P,
+    [blocks, threads, shared_bytes]: [u32; 3],
+    symbol: &str,
+    settings: &Settings,
+    without: Option<&SyncSite>,
+    memory: DeviceMemory<'_>,
+) -> Result<Report, String> {
     let program = match settings.rung {
         Rung::Source => None,
-        Rung::Ptx => Some(program(&instance.symbol()).map_err(Failure::Fault)?),
+        Rung::Ptx => Some(program(symbol)?),
     };
     let mut emulation = simt::Launch::new(kernel, [blocks, 1, 1], threads)
         .shared_bytes(shared_bytes)
         .seed(settings.seed)
         .workers(settings.workers)
         .checks(Checks::Full);
-    for (argument, memory) in inputs.tensors() {
-        emulation.input(&argument.to_string(), memory.bytes());
+    for (name, bytes) in memory.read {
+        emulation.input(&name, bytes);
     }
-    emulation.output("out", out_memory.bytes_mut());
-    if let Some(memory) = &mut lse_memory {
-        emulation.output("lse", memory.bytes_mut());
+    for (name, bytes) in memory.written {
+        emulation.output(&name, bytes);
     }
     if let Some(program) = &program {
         emulation = emulation.program(program);
     }
-    if let Some(site) = &settings.without {
+    if let Some(site) = without {
         emulation = emulation.drop_site(site);
     }
-    let report = emulation.run(&params).map_err(|fault| Failure::Fault(fault.to_string()))?;
-    drop(emulation);
-
-    out.bytes.copy_from_slice(out_memory.bytes());
-    if let (Some(lse), Some(memory)) = (lse, &lse_memory) {
-        lse.bytes.copy_from_slice(memory.bytes());
-    }
-    Ok(Some(report))
+    emulation.run(params).map_err(|fault| fault.to_string())
 }

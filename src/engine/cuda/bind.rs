@@ -25,6 +25,8 @@ pub(super) struct Bound {
     pub(super) argument: Argument,
     pub(super) desc: TensorDesc,
     pub(super) place: Place,
+    /// Whether the launch writes it.
+    pub(super) written: bool,
 }
 
 /// The tensors of a launch; as many as text with three adapters has, masks included, without an allocation.
@@ -41,7 +43,7 @@ pub(super) fn too_short(argument: Argument, desc: &TensorDesc, offset: usize, by
 /// Addresses of elements that are no multiple of their size, or null.
 pub(super) fn addresses(bindings: &Bindings) -> Result<(), Invalid> {
     let mut violations = Vec::new();
-    for Bound { argument, desc, place } in bindings.iter().filter(|bound| !bound.desc.is_empty()) {
+    for Bound { argument, desc, place, .. } in bindings.iter().filter(|bound| !bound.desc.is_empty()) {
         let address = place.zero(desc);
         if place.buffer == 0 {
             violations.push(Violation { argument: *argument, rule: Rule::Null });
@@ -49,10 +51,10 @@ pub(super) fn addresses(bindings: &Bindings) -> Result<(), Invalid> {
             violations.push(Violation { argument: *argument, rule: Rule::Address { address, dtype: desc.dtype() } });
         }
     }
-    for output in bindings.iter().filter(|bound| is_output(bound.argument)) {
+    for output in bindings.iter().filter(|bound| bound.written) {
         for other in bindings.iter().filter(|other| !std::ptr::eq(*other, output)) {
             // Of two outputs, the second tells of both.
-            let told = is_output(other.argument) && std::ptr::from_ref(other) > std::ptr::from_ref(output);
+            let told = other.written && std::ptr::from_ref(other) > std::ptr::from_ref(output);
             if !told && !disjoint(output, other) {
                 violations.push(Violation { argument: output.argument, rule: Rule::Aliased { with: other.argument } });
             }
@@ -61,19 +63,15 @@ pub(super) fn addresses(bindings: &Bindings) -> Result<(), Invalid> {
     if violations.is_empty() { Ok(()) } else { Err(Invalid { violations }) }
 }
 
-/// Rows that a kernel copies 16 bytes at a time must start at multiples of 16 bytes.
+/// Rows that a kernel copies 16 bytes at a time must start at multiples of 16 bytes, and parts in the workspace, too.
 pub(super) fn row_starts(bindings: &Bindings, plan: &Plan) -> Result<(), Refusal> {
     let rows = bindings.iter().filter(|bound| {
-        matches!(bound.argument, Argument::Q | Argument::K(_) | Argument::V(_) | Argument::Out)
+        (bound.argument.is_of_rows() || bound.argument == Argument::Workspace)
             && !bound.desc.is_empty()
             && !bound.place.zero(&bound.desc).is_multiple_of(16)
     });
     let reasons: Vec<Reason> = rows.map(|bound| Reason::Alignment { argument: bound.argument }).collect();
     if reasons.is_empty() { Ok(()) } else { Err(Refusal { engine: plan.engine(), reasons }) }
-}
-
-fn is_output(argument: Argument) -> bool {
-    matches!(argument, Argument::Out | Argument::Lse)
 }
 
 /// Whether two tensors provably share no byte.
@@ -130,7 +128,8 @@ mod tests {
     use crate::problem::{Argument, DType, Rule, TensorDesc};
 
     fn bound(argument: Argument, buffer: u64, offset: usize, desc: TensorDesc) -> Bound {
-        Bound { argument, desc, place: Place { buffer, offset } }
+        let written = matches!(argument, Argument::Out | Argument::Lse);
+        Bound { argument, desc, place: Place { buffer, offset }, written }
     }
 
     /// Every byte of a tensor of at most four dimensions.

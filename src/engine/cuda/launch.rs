@@ -1,13 +1,13 @@
-//! One forward on a stream: which kernel, on which device, with which addresses.
+//! A plan on a stream: which kernels, on which device, with which addresses; and the forward.
 
 use super::bind::{self, Bindings, Bound, too_short};
 use super::driver::{Driver, Kernel, driver};
 use super::tensor::{CudaTensor, CudaTensorMut};
 use super::{failed, kernels};
 use crate::error::Error;
+use crate::plan::params::ForwardParams;
 use crate::plan::{
-    CudaDevice, Device, DeviceCode, Engine, INSTANCES, Plan, Reason, Refusal, TOOLKIT, Target, Toolkit, launch,
-    table_reasons,
+    CudaDevice, Device, Engine, INSTANCES, Plan, Reason, Refusal, TOOLKIT, Target, Toolkit, launch, table_reasons,
 };
 use crate::problem::{Argument, Attention, Invalid, Outputs, Problem, Rule, Tensor, Violation};
 use cudarc::driver::{CudaContext, CudaStream, SyncOnDrop};
@@ -70,13 +70,13 @@ pub(crate) fn supported(gpu: &CudaDevice) -> Result<(), Reason> {
 
 /// All that a launch needs beside addresses.
 pub(super) struct Ready {
-    pub(super) driver: &'static Driver,
-    pub(super) kernel: Kernel,
+    driver: &'static Driver,
     pub(super) plan: Plan,
-    pub(super) code: &'static DeviceCode,
+    /// One for each of the plan's launches.
+    kernels: SmallVec<[Kernel; 4]>,
 }
 
-/// Plans, and loads the kernel if nobody has used it yet.
+/// Plans, and loads the kernels that nobody has used yet.
 pub(super) fn ready(problem: &Problem, ordinal: usize) -> Result<Ready, Error> {
     let refuse = |reason: Reason| {
         let mut reasons = table_reasons(Engine::Cuda, problem);
@@ -90,11 +90,11 @@ pub(super) fn ready(problem: &Problem, ordinal: usize) -> Result<Ready, Error> {
     let Some(device @ Device::Cuda(gpu)) = known else { return Err(refuse(Reason::NoDevice)) };
     supported(gpu).map_err(refuse)?;
     let plan = Plan::new(problem, device)?;
-    let Some(code) = &plan.instance().device else {
-        return Err(refuse(Reason::NoKernel { direction: plan.direction() }));
-    };
-    let kernel = kernels::kernel(driver, plan.instance(), gpu).map_err(Error::from_driver(refuse))?;
-    Ok(Ready { driver, kernel, plan, code })
+    let mut loaded = SmallVec::new();
+    for launched in plan.launched() {
+        loaded.push(kernels::kernel(driver, launched.instance, gpu).map_err(Error::from_driver(refuse))?);
+    }
+    Ok(Ready { driver, plan, kernels: loaded })
 }
 
 impl Error {
@@ -107,29 +107,72 @@ impl Error {
     }
 }
 
-/// Checks the addresses and puts the kernel on the stream.
-///
-/// # Safety
-/// The bindings are the tensors whose addresses are in the parameter block. Their buffers are memory that the stream's
-/// context can reach, alive until the launch has run, and nobody else writes them, or reads the outputs, meanwhile.
-pub(super) unsafe fn enqueue(
-    driver: &Driver,
-    kernel: Kernel,
-    plan: &Plan,
-    launch: &launch::Launch,
-    bindings: &Bindings,
-    stream: *mut c_void,
-) -> Result<(), Error> {
-    bind::addresses(bindings)?;
-    bind::row_starts(bindings, plan)?;
-    if launch.blocks == 0 {
-        return Ok(());
+impl Ready {
+    /// Checks addresses.
+    pub(super) fn check(&self, bindings: &Bindings) -> Result<(), Error> {
+        bind::addresses(bindings)?;
+        Ok(bind::row_starts(bindings, &self.plan)?)
     }
-    let shape = [launch.blocks, launch.threads, launch.shared_bytes];
-    let refuse = |reason| Error::from(Refusal { engine: Engine::Cuda, reasons: vec![reason] });
-    // SAFETY: the block is the one that the row's kernel takes: the build asserts its layout. Each tensor's buffer holds
-    // every element that its description reaches; the kernel touches no others.
-    unsafe { driver.launch(kernel, shape, &launch.params, stream) }.map_err(Error::from_driver(refuse))
+
+    /// Puts the plan's launch of this number on the stream.
+    ///
+    /// # Safety
+    /// `params` is the block that the launch's kernel takes, made of tensors whose bindings have been checked. Their buffers
+    /// are memory that the stream's context can reach, alive until the launch has run, and nobody else writes them, or reads
+    /// the outputs, meanwhile.
+    pub(super) unsafe fn enqueue<P>(
+        &self,
+        number: usize,
+        problem: &Problem,
+        params: &P,
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        let shape = self.plan.launched()[number].shape(problem);
+        let refuse = |reason| Error::from(Refusal { engine: Engine::Cuda, reasons: vec![reason] });
+        // SAFETY: the build asserts the block's layout. Each tensor's buffer holds every element that its description
+        // reaches; the kernel touches no others.
+        unsafe { self.driver.launch(self.kernels[number], shape, params, stream) }.map_err(Error::from_driver(refuse))
+    }
+
+    /// Puts a forward on the stream.
+    ///
+    /// # Safety
+    /// As [`enqueue`](Self::enqueue).
+    pub(super) unsafe fn forward(
+        &self,
+        problem: &Problem,
+        params: &ForwardParams,
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        for number in 0..self.plan.launched().len() {
+            // SAFETY: passed on; kernels of a forward take this block.
+            unsafe { self.enqueue(number, problem, params, stream) }?;
+        }
+        Ok(())
+    }
+
+    /// Puts the launches of a backward on the stream.
+    ///
+    /// # Safety
+    /// As [`enqueue`](Self::enqueue).
+    pub(super) unsafe fn backward(
+        &self,
+        problem: &Problem,
+        params: &launch::Backward,
+        stream: *mut c_void,
+    ) -> Result<(), Error> {
+        for (number, launched) in self.plan.launched().iter().enumerate() {
+            // SAFETY: passed on; launches with sums are those of the kernel that takes them, the others take the block of
+            // the backward.
+            unsafe {
+                match launched.sums {
+                    Some(_) => self.enqueue(number, problem, &params.sums(launched), stream),
+                    None => self.enqueue(number, problem, &params.params, stream),
+                }
+            }?;
+        }
+        Ok(())
+    }
 }
 
 impl Attention<CudaTensor<'_>> {
@@ -166,31 +209,32 @@ impl Attention<CudaTensor<'_>> {
         }
         let problem = Invalid::merge(Problem::forward(self, &outputs), violations)?;
 
-        let Ready { driver, kernel, plan, code } = ready(&problem, context.ordinal())?;
+        let ready = ready(&problem, context.ordinal())?;
         // Dropped at the end of this function, when the launch is on the stream.
         let mut guards: SmallVec<[SyncOnDrop<'_>; 20]> = SmallVec::new();
         let mut bindings = Bindings::new();
-        let mut bind = |argument, desc, (place, guard): (bind::Place, _)| {
+        let mut bind = |argument, desc, (place, guard): (bind::Place, _), written| {
             guards.push(guard);
             let address = place.zero(&desc);
-            bindings.push(Bound { argument, desc, place });
+            bindings.push(Bound { argument, desc, place, written });
             address
         };
-        let out = bind(Argument::Out, outputs.out.desc(), outputs.out.place(stream));
-        let lse = outputs.lse.as_mut().map_or(0, |lse| bind(Argument::Lse, lse.desc(), lse.place(stream)));
-        let read = |argument, tensor: &'t CudaTensor<'_>| bind(argument, tensor.desc(), tensor.place(stream));
-        let launch = launch::forward(&problem, &plan, code, self, read, [out, lse]);
+        let out = bind(Argument::Out, outputs.out.desc(), outputs.out.place(stream), true);
+        let lse = outputs.lse.as_mut().map_or(0, |lse| bind(Argument::Lse, lse.desc(), lse.place(stream), true));
+        let read = |argument, tensor: &'t CudaTensor<'_>| bind(argument, tensor.desc(), tensor.place(stream), false);
+        let params = launch::forward(&problem, &ready.plan, self, read, [out, lse]);
+        ready.check(&bindings)?;
         // The null stream is that of the current context. Also tells what failed in having the stream wait.
         context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         // SAFETY: cudarc's buffers live in this context until their events have passed, which the guards record; the
         // borrows of `self` and `outputs` keep others from using them before that.
-        unsafe { enqueue(driver, kernel, &plan, &launch, &bindings, stream.cu_stream().cast()) }?;
-        Ok(plan)
+        unsafe { ready.forward(&problem, &params, stream.cu_stream().cast()) }?;
+        Ok(ready.plan)
     }
 }
 
 /// A buffer that the stream's context cannot reach.
-fn foreign(argument: Argument, buffer: &CudaContext, stream: &CudaContext) -> Option<Violation> {
+pub(super) fn foreign(argument: Argument, buffer: &CudaContext, stream: &CudaContext) -> Option<Violation> {
     let rule = Rule::Device { got: buffer.ordinal(), stream: stream.ordinal() };
     (buffer.cu_ctx() != stream.cu_ctx()).then_some(Violation { argument, rule })
 }

@@ -4,6 +4,7 @@
 //! Below it, [`RawTensor`] is an address, and [`launch_raw`](crate::Attention::launch_raw) takes a `CUstream` of any
 //! framework. Host tensors are copied to the first GPU and back ([`Attention::forward`](crate::Attention::forward)).
 
+mod backward;
 mod bind;
 mod driver;
 mod host_copy;
@@ -16,11 +17,11 @@ use crate::error::Error;
 use crate::plan::CudaError;
 pub use cudarc;
 use cudarc::driver::DriverError;
-pub(crate) use host_copy::forward;
+pub(crate) use host_copy::{backward, forward};
 #[cfg(feature = "emulated")]
 pub(crate) use kernels::ptx;
+use launch::ready;
 pub(crate) use launch::supported;
-use launch::{Ready, enqueue, ready};
 pub use launch::{devices, driver_version, toolkit};
 pub use raw::RawTensor;
 pub use tensor::{CudaElement, CudaFloat, CudaTensor, CudaTensorMut};

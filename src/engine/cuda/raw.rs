@@ -1,7 +1,7 @@
 //! Launching from bare addresses, for callers whose buffers and streams are not cudarc's.
 
 use super::bind::{Bindings, Bound, Place, too_short};
-use super::{Ready, ready};
+use super::ready;
 use crate::error::Error;
 use crate::plan::{Plan, launch};
 use crate::problem::{Argument, Attention, Invalid, Outputs, Problem, Rule, Tensor, TensorDesc, Violation};
@@ -29,15 +29,15 @@ impl RawTensor {
         RawTensor { buffer, bytes, ordinal: 0, offset: 0, desc }
     }
 
-    fn violations(&self, argument: Argument, stream: usize) -> impl Iterator<Item = Violation> {
+    pub(super) fn violations(&self, argument: Argument, stream: usize) -> impl Iterator<Item = Violation> {
         let foreign = (self.ordinal != stream)
             .then_some(Violation { argument, rule: Rule::Device { got: self.ordinal, stream } });
         too_short(argument, &self.desc, self.offset, self.bytes).into_iter().chain(foreign)
     }
 
-    fn bound(&self, argument: Argument) -> Bound {
+    pub(super) fn bound(&self, argument: Argument, written: bool) -> Bound {
         let place = Place { buffer: self.buffer, offset: self.offset };
-        Bound { argument, desc: self.desc, place }
+        Bound { argument, desc: self.desc, place, written }
     }
 }
 
@@ -76,18 +76,21 @@ impl Attention<RawTensor> {
         violations.extend(outputs.lse.iter().flat_map(|lse| lse.violations(Argument::Lse, ordinal)));
         let problem = Invalid::merge(Problem::forward(self, &outputs), violations)?;
 
-        let Ready { driver, kernel, plan, code } = ready(&problem, ordinal)?;
+        let ready = ready(&problem, ordinal)?;
         let mut bindings = Bindings::new();
-        let mut bind = |argument, tensor: &RawTensor| {
-            let bound = tensor.bound(argument);
+        let mut bind = |argument, tensor: &RawTensor, written| {
+            let bound = tensor.bound(argument, written);
             let address = bound.place.zero(&bound.desc);
             bindings.push(bound);
             address
         };
-        let results = [bind(Argument::Out, &outputs.out), outputs.lse.map_or(0, |lse| bind(Argument::Lse, &lse))];
-        let launch = launch::forward(&problem, &plan, code, self, bind, results);
+        let out = bind(Argument::Out, &outputs.out, true);
+        let lse = outputs.lse.map_or(0, |lse| bind(Argument::Lse, &lse, true));
+        let read = |argument, tensor: &RawTensor| bind(argument, tensor, false);
+        let params = launch::forward(&problem, &ready.plan, self, read, [out, lse]);
+        ready.check(&bindings)?;
         // SAFETY: the bindings are those of the launch, and live and unshared as the caller promises.
-        unsafe { super::enqueue(driver, kernel, &plan, &launch, &bindings, stream) }?;
-        Ok(plan)
+        unsafe { ready.forward(&problem, &params, stream) }?;
+        Ok(ready.plan)
     }
 }
