@@ -90,8 +90,7 @@ struct ForwardStreaming {
     load_rows<WIDTH, Config::BLOCK_Q, Config::THREADS>(sQ, gQ, p.q_stride[1], block.first, p.seq_q, p.head_dim,
                                                         threadIdx.x);
     Cursor tile;
-    tile.closed_too = p.lse != nullptr ? ~0u : 0u;
-    tile.start(p, block);
+    tile.start(p, block, branches());
     if (!tile.done(p)) load_tile(tile, 0);
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<0>();
@@ -103,7 +102,7 @@ struct ForwardStreaming {
 
     for (int stage = 0; !tile.done(p); stage ^= 1) {
       Cursor next = tile;
-      next.advance(p, block);
+      next.advance(p, block, branches());
       if (!next.done(p)) load_tile(next, stage ^ 1);
       ptx::cp_async_commit_group();
       attend(tile, stage);
@@ -122,6 +121,9 @@ struct ForwardStreaming {
   }
 
  private:
+  // A closed gate contributes nothing, but its branch has an lse.
+  DEVICE BranchSet branches() const { return {~0u, p.lse != nullptr ? ~0u : 0u}; }
+
   DEVICE void start_branch() {
     softmax.reset();
 #pragma unroll
