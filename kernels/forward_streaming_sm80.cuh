@@ -90,7 +90,7 @@ struct ForwardStreaming {
     load_rows<WIDTH, Config::BLOCK_Q, Config::THREADS>(sQ, gQ, p.q_stride[1], block.first, p.seq_q, p.head_dim,
                                                         threadIdx.x);
     Cursor tile;
-    tile.start(p, block, branches());
+    tile.start(p, block, BranchSet::of(p));
     if (!tile.done(p)) load_tile(tile, 0);
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<0>();
@@ -102,7 +102,7 @@ struct ForwardStreaming {
 
     for (int stage = 0; !tile.done(p); stage ^= 1) {
       Cursor next = tile;
-      next.advance(p, block, branches());
+      next.advance(p, block, BranchSet::of(p));
       if (!next.done(p)) load_tile(next, stage ^ 1);
       ptx::cp_async_commit_group();
       attend(tile, stage);
@@ -121,9 +121,6 @@ struct ForwardStreaming {
   }
 
  private:
-  // A closed gate contributes nothing, but its branch has an lse.
-  DEVICE BranchSet branches() const { return {~0u, p.lse != nullptr ? ~0u : 0u}; }
-
   DEVICE void start_branch() {
     softmax.reset();
 #pragma unroll

@@ -9,16 +9,6 @@ struct QueryBlock {
   int b, h, first, rows;
 };
 
-// The branches of a walk.
-struct BranchSet {
-  uint32_t wanted;      // bit n: branch n is gone through,
-  uint32_t closed_too;  // even where its gate is 0
-
-  DEVICE bool has(int branch, float gate) const {
-    return (wanted >> branch & 1) != 0 && (gate != 0.0f || (closed_too >> branch & 1) != 0);
-  }
-};
-
 template <int BLOCK_KV>
 struct KvCursor {
   int branch = -1, segment = 0;
