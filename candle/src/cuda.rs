@@ -5,7 +5,7 @@ use crate::operand::{self, Memory, Operand, Storages, dtype_fault, rank_fault};
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Error, Result, Storage, Tensor};
+use candle_core::{CudaDevice, CudaStorage, Error, Layout, Result, Storage, Tensor};
 use fused_attention::cuda::{self, CudaTensor, CudaTensorMut};
 use fused_attention::{
     Attention, Backward, DType, Device, Gradient, Gradients, Outputs, Plan, Problem, Tensor as _, TensorDesc,
@@ -102,7 +102,8 @@ pub(crate) fn backward(
     let mut described = Gradients::new();
     for &(gradient, tensor) in wanted {
         let dtype = gradient_dtype(gradient, rows);
-        let strides: Vec<isize> = tensor.shape().stride_contiguous().into_iter().map(|s| s as isize).collect();
+        let strides: Vec<isize> =
+            Layout::contiguous(tensor.shape()).stride().iter().map(|&stride| stride as isize).collect();
         let desc = TensorDesc::from_slices(dtype, tensor.dims(), &strides);
         described = described.want(gradient, desc.ok_or_else(|| Error::msg(rank_fault(tensor.rank())))?);
         buffers.push(Buffer::new(device, dtype, tensor.dims())?);

@@ -3,6 +3,7 @@
 
 #[path = "../../../tests/cases/bound.rs"]
 mod bound;
+pub mod golden;
 
 use candle_core::{DType, Device, Result, Tensor};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
