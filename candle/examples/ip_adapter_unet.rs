@@ -39,10 +39,8 @@ fn main() -> Result<()> {
     let style = ImagePrompt::new(tokens(4)?)?.masks(disc.reshape((1, 1, 512, 512))?, MaskRule::Diffusers)?;
     let prompts = ImagePrompts::new().with("face", ImagePrompt::new(tokens(16)?)?).with("style", style);
 
-    println!(
-        "{:64}{:>8}{:>9}{:>10}{:>10}{:>11}{:>11}",
-        "layer", "queries", "heads", "fused", "unfused", "fused", "unfused"
-    );
+    let head = |name: &str| format!("{:>24}", format!("{name}: time, memory"));
+    println!("{:54}{:>8}{:>9}{}{}", "layer", "queries", "heads", head("fused"), head("unfused"));
     let mut total = [Cost::default(); 2];
     let names: Vec<AttnLayer> = processors.cross_layers().into_iter().cloned().collect();
     for layer in &names {
@@ -50,12 +48,12 @@ fn main() -> Result<()> {
         let costs = run(&mut processors, layer, queries, &prompts)?;
         let [fused, unfused] = costs;
         let heads = format!("{} × {}", layer.heads, layer.hidden / layer.heads);
-        println!("{:64}{queries:>8}{heads:>9}{fused:>20}{unfused:>20}", layer.name.trim_end_matches(".processor"));
+        println!("{:54}{queries:>8}{heads:>9}{fused:>24}{unfused:>24}", layer.name.trim_end_matches(".processor"));
         for (total, cost) in total.iter_mut().zip(costs) {
             *total = Cost { ms: total.ms + cost.ms, peak: total.peak.max(cost.peak) };
         }
     }
-    println!("{:81}{:>20}{:>20}", format!("{} layers: sum of times, largest memory", names.len()), total[0], total[1]);
+    println!("{:71}{:>24}{:>24}", format!("{} layers: sum of times, largest memory", names.len()), total[0], total[1]);
     println!(
         "unfused takes {:.2} × the time and {:.1} × the memory",
         total[1].ms / total[0].ms,
@@ -64,7 +62,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Median time, and what was allocated at most beyond what there was before.
+/// Median time, and what was allocated at most beyond what there was before, the result included.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     ms: f64,
@@ -73,7 +71,7 @@ struct Cost {
 
 impl std::fmt::Display for Cost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(&format!("{:.2} ms {:>7.2} MiB", self.ms, self.peak / MIB))
+        f.pad(&format!("{:.2} ms {:>6.1} MiB", self.ms, self.peak / MIB))
     }
 }
 
