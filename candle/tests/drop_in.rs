@@ -21,6 +21,7 @@ type T<'a> = &'a Tensor;
 type Size = Option<usize>;
 
 /// The types of candle-flash-attn 0.11.1, written down from its source.
+#[expect(clippy::type_complexity, reason = "signatures are written out to be compared")]
 #[test]
 fn the_signatures_are_those_of_candle_flash_attn() {
     use candle_flash_attn as f;
