@@ -336,8 +336,8 @@ fn naive_step(batch: &Batch, k: &[f32], v: &[f32], gate: f32) -> (f64, OfAttenti
     let parts: Vec<Vec<f32>> = (heads.par_iter())
         .map(|head| {
             let mut part = vec![0.0; batch.queries * HEAD_DIM];
-            for b in 0..2 {
-                add_product(&mut part, gates[b], &head.p[b], &head.v[b], head.v[b].len() / HEAD_DIM);
+            for ((gate, p), v) in gates.iter().zip(&head.p).zip(&head.v) {
+                add_product(&mut part, *gate, p, v, v.len() / HEAD_DIM);
             }
             part
         })
@@ -374,8 +374,8 @@ fn naive_step(batch: &Batch, k: &[f32], v: &[f32], gate: f32) -> (f64, OfAttenti
     let results: Vec<[Vec<f32>; 3]> = (heads.par_iter().zip(&dp).zip(&ds))
         .map(|((head, (dout, _)), (ds, _))| {
             let mut dq = vec![0.0; head.q.len()];
-            for b in 0..2 {
-                add_product(&mut dq, scale, &ds[b], &head.k[b], head.k[b].len() / HEAD_DIM);
+            for (ds, k) in ds.iter().zip(&head.k) {
+                add_product(&mut dq, scale, ds, k, k.len() / HEAD_DIM);
             }
             let (mut dk, mut dv) = (vec![0.0; IMAGE * HEAD_DIM], vec![0.0; IMAGE * HEAD_DIM]);
             add_transposed_product(&mut dk, scale, &ds[1], &head.q, IMAGE);

@@ -46,6 +46,10 @@ pub(crate) struct Launched {
     pub(crate) instance: &'static Instance,
     pub(crate) blocks: usize,
     /// Of the kernel that adds up parts: which list of sums, and the first of the launch.
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "emulated")),
+        allow(dead_code, reason = "only launches look into it")
+    )]
     pub(crate) sums: Option<(usize, usize)>,
 }
 

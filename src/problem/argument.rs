@@ -37,6 +37,10 @@ pub enum Argument {
 
 impl Argument {
     /// Whether it is a tensor of rows of elements of one head: `q`, `k`, `v`, `out` and what is of their shape.
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "emulated")),
+        allow(dead_code, reason = "only launches look into it")
+    )]
     pub(crate) fn is_of_rows(self) -> bool {
         use Argument::*;
         matches!(self, Q | K(_) | V(_) | Out | Dout | Dq | Dk(_) | Dv(_))

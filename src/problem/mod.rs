@@ -86,6 +86,7 @@ pub(crate) struct SegmentProblem {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a launch allocates nothing")]
 pub(crate) enum Results {
     Forward {
         /// `[batch, seq_q, heads, value_dim]`
@@ -105,6 +106,10 @@ pub(crate) enum Results {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GradientProblem {
     pub(crate) gradient: Gradient,
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "emulated")),
+        allow(dead_code, reason = "only launches look into it")
+    )]
     pub(crate) dtype: DType,
     pub(crate) extents: [usize; 4],
     pub(crate) strides: Strides<4>,
