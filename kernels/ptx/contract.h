@@ -209,14 +209,19 @@ PTX_FUNCTION void wgmma_commit_group();
 template <int N>
 PTX_FUNCTION void wgmma_wait_group();
 
-// wgmma.mma_async.sync.aligned.m64n64k16.f32.{f16,bf16}.{f16,bf16}: d[64,64] = a[64,16] · b[16,64], added to d if
-// `accumulate`. Reads shared memory through the async proxy. A and B by matrix descriptor with the 128-byte swizzle,
-// both K-major; or A in registers, as mma.m16n8k16 has it, and B MN-major. d: eight tiles of mma.m16n8k16's along n,
-// four registers each. "Register Fragments for wgmma.mma_async.m64nNk16", "Matrix Descriptor Format".
-PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
-PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
-PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate);
-PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate);
+// wgmma.mma_async.sync.aligned.m64nNk16.f32.{f16,bf16}.{f16,bf16}: d[64,N] = a[64,16] · b[16,N], added to d if
+// `accumulate`; N = 8 · TILES, up to 256. Reads shared memory through the async proxy. A and B by matrix descriptor with the
+// 128-byte swizzle, both K-major; or A in registers, as mma.m16n8k16 has it, and B MN-major. d: tiles of
+// mma.m16n8k16's along n, four registers each. "Register Fragments for wgmma.mma_async.m64nNk16", "Matrix Descriptor
+// Format". asm_sm90a.h lists the N that it has.
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(F16, float (&d)[TILES][4], uint64_t a, uint64_t b, bool accumulate);
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(BF16, float (&d)[TILES][4], uint64_t a, uint64_t b, bool accumulate);
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(F16, float (&d)[TILES][4], const uint32_t (&a)[4], uint64_t b, bool accumulate);
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(BF16, float (&d)[TILES][4], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
 }  // namespace ptx
 
