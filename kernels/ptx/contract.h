@@ -70,6 +70,7 @@ PTX_FUNCTION float shfl_bfly_f32(float value, uint32_t lane_mask);
 
 // shfl.sync.idx.b32: the value of lane (source_lane & 31). converged, orders no memory.
 PTX_FUNCTION float shfl_idx_f32(float value, uint32_t source_lane);
+PTX_FUNCTION uint32_t shfl_idx_b32(uint32_t value, uint32_t source_lane);
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -80,6 +81,17 @@ PTX_FUNCTION float ex2_approx_ftz_f32(float x);
 // lg2.approx.ftz.f32: log2 x; denormal arguments count as zero, 0 gives -inf. thread. "Floating Point Instructions:
 // lg2".
 PTX_FUNCTION float lg2_approx_ftz_f32(float x);
+
+// rcp.approx.ftz.f32: 1 / x, relative error at most 2^-23; denormal arguments and results are zero. thread. "Floating
+// Point Instructions: rcp".
+PTX_FUNCTION float rcp_approx_ftz_f32(float x);
+
+// max.f32: the larger one; of a number and a NaN the number. One instruction, as a comparison in C++ is not, which has to
+// mind the NaN. thread. "Floating Point Instructions: max".
+PTX_FUNCTION float max_f32(float a, float b);
+
+// fma.rn.f32: a · b + c, rounded once. thread. "Floating Point Instructions: fma".
+PTX_FUNCTION float fma_rn_f32(float a, float b, float c);
 
 // ---- conversion -----------------------------------------------------------------------------------------------------
 

@@ -23,9 +23,12 @@ struct KvCursor {
   // To the first tile, from the state above.
   DEVICE void start(const ForwardParams& p, const QueryBlock& block) { next_segment(p, block); }
 
-  DEVICE void advance(const ForwardParams& p, const QueryBlock& block) {
+  // Returns whether that is another segment's, or none.
+  DEVICE bool advance(const ForwardParams& p, const QueryBlock& block) {
     kv += BLOCK_KV;
-    if (kv >= end) next_segment(p, block);
+    if (kv < end) return false;
+    next_segment(p, block);
+    return true;
   }
 
   // Whether every query of the block may attend to every key of the tile.
