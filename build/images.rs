@@ -50,7 +50,9 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
         .iter()
         .filter(|row| row.device.is_some())
         .flat_map(|row| targets.iter().map(move |&target| (row, target)))
-        .filter(|(row, target)| row.device.as_ref().is_some_and(|code| code.compute_capability <= target.capability))
+        .filter(|(row, target)| {
+            row.device.as_ref().is_some_and(|code| target.takes(code.compute_capability, code.specific))
+        })
         .collect();
     let start = Instant::now();
     let mut arms = images.compile(&jobs)?;

@@ -66,6 +66,9 @@ struct WarpgroupStreamingConfig {
   }
 };
 
+template <class Element, int WIDTH, int BLOCK_KV, int CONSUMERS, int STAGES>
+using PlainConfig = WarpgroupStreamingConfig<Element, WIDTH, BLOCK_KV, CONSUMERS, STAGES, false>;
+
 // What both roles know of a block.
 template <class Config>
 struct StreamingBlock {

@@ -70,7 +70,9 @@ fn every_row_of_the_table_runs() {
         let case = Case::decoupled(row.symbol(), row.dtypes[0], shape, 50, &[20]).region(1, RegionCase::Shared);
         let data = Data::new(&case, 25);
         let (mut out, _) = data.outputs();
-        let settings = Settings { kernel: Some(row.kernel.to_string()), rung, ..Settings::default() };
+        let compute_capability = row.device.as_ref().expect("a row of device code").compute_capability;
+        let kernel = Some(row.kernel.to_string());
+        let settings = Settings { compute_capability, kernel, rung, ..Settings::default() };
         let (plan, _) = data.attention().forward_emulated(&settings, out.view_mut()).expect("a legal problem");
         assert_eq!(plan.symbol(), row.symbol());
         let oracle = data.attention().forward_f64().expect("a legal problem");

@@ -9,11 +9,20 @@ use std::io::Write;
 /// Each kernel that a plan may start with alone, as its source has it and as nvcc does.
 pub fn kernels(direction: Direction) -> Vec<Settings> {
     let leads = |row: &&Instance| row.runs_on(Engine::Emulated) && row.direction == direction && row.leads;
-    let mut names: Vec<&str> = INSTANCES.iter().filter(leads).map(|row| row.kernel).collect();
-    names.dedup();
-    let of =
-        |rung| names.iter().map(move |name| Settings { kernel: Some(name.to_string()), rung, ..Settings::default() });
+    let mut leading: Vec<(&str, (u32, u32))> = INSTANCES.iter().filter(leads).filter_map(kernel).collect();
+    leading.dedup();
+    let of = |rung| {
+        leading.iter().map(move |&(name, compute_capability)| {
+            let kernel = Some(name.to_string());
+            Settings { compute_capability, kernel, rung, ..Settings::default() }
+        })
+    };
     of(Rung::Source).chain(rungs().contains(&Rung::Ptx).then(|| of(Rung::Ptx)).into_iter().flatten()).collect()
+}
+
+/// Name, and the GPU that it needs.
+fn kernel(row: &'static Instance) -> Option<(&'static str, (u32, u32))> {
+    row.device.as_ref().map(|code| (row.kernel, code.compute_capability))
 }
 
 /// The forms of the kernels that this build has.
