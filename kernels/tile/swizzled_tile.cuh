@@ -9,10 +9,11 @@
 
 template <int WIDTH, int ROWS>
 struct SwizzledTile {
-  static constexpr int CHUNKS = WIDTH / 8;
   static constexpr int COLUMNS = 64;  // of a block
   static constexpr int PITCH_BYTES = COLUMNS * 2;
   static constexpr int BLOCKS = (WIDTH + COLUMNS - 1) / COLUMNS;
+  // Of a row, with those behind WIDTH: eight lanes on one row of a block meet no bank conflict.
+  static constexpr int CHUNKS = BLOCKS * 8;
   static constexpr int BLOCK_BYTES = ROWS * PITCH_BYTES;
   static constexpr int BYTES = BLOCKS * BLOCK_BYTES;
   static_assert(WIDTH % 8 == 0 && ROWS % 8 == 0, "whole chunks, whole patterns");

@@ -103,7 +103,7 @@ fn of_device(instance: &Instance, problem: &Problem, device: &Device, object: &m
 /// Whether this build holds the kernel in a form that the GPU loads.
 fn image_reason(code: &DeviceCode, have: (u32, u32)) -> Option<Reason> {
     let Some(toolkit) = &TOOLKIT else { return Some(Reason::NoCompiler) };
-    let compiled = toolkit.targets.iter().filter(|target| target.takes(code.compute_capability, code.specific));
+    let compiled = toolkit.targets.iter().filter(|target| code.compiles_for(target));
     match Target::best(compiled, have) {
         Some(_) => None,
         None => Some(Reason::Architecture { have, compiled: toolkit.targets }),
@@ -128,6 +128,11 @@ pub(crate) fn table_reasons(engine: Engine, problem: &Problem) -> Vec<Reason> {
 }
 
 impl DeviceCode {
+    /// Whether a build for the target holds it.
+    pub fn compiles_for(&self, target: &Target) -> bool {
+        target.takes(self.compute_capability, self.specific)
+    }
+
     /// Bytes of dynamic shared memory of one block.
     pub(crate) fn shared_bytes_of(&self, problem: &Problem) -> u32 {
         let tiles = |seq_kv: usize| u32::try_from(seq_kv.div_ceil(16)).unwrap_or(u32::MAX);
