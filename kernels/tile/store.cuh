@@ -18,15 +18,22 @@ struct OutRows {
   // rO[16, WIDTH] f32 -> element type, the one rounding -> `staging`, 16 rows of shared memory that are the warp's alone ->
   // global memory, 16 bytes a lane. Adds what out held before, if asked to. `Tile` says where a chunk lies. Warp-collective.
   template <class Element, int WIDTH, class Tile = SharedTile<WIDTH>>
-  DEVICE void store(float (&rO)[WIDTH / 8][4], char* staging) const {
+  DEVICE void store(const float (&rO)[WIDTH / 8][4], char* staging, bool add) const {
     uint16_t* gOut = static_cast<uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
-    if (p.accumulate != 0) add_held<Element, WIDTH>(rO, gOut);
 #pragma unroll
     for (int r = 0; r < ROWS_PER_LANE; r++) {
+      const int query = row + fragment_row(2 * r);
 #pragma unroll
       for (int n = 0; n < WIDTH / 8; n++) {
+        float low = rO[n][2 * r], high = rO[n][2 * r + 1];
+        const int column = n * 8 + fragment_column(0);
+        if (add && query < p.seq_q && column < p.value_dim) {
+          const uint16_t* before = gOut + query * p.out_stride[1] + column;
+          low += Element::widen(before[0]);
+          high += Element::widen(before[1]);
+        }
         const uint32_t offset = Tile::offset(fragment_row(2 * r), n) + fragment_column(0) * 2;
-        *reinterpret_cast<uint32_t*>(staging + offset) = Element::pack(rO[n][2 * r], rO[n][2 * r + 1]);
+        *reinterpret_cast<uint32_t*>(staging + offset) = Element::pack(low, high);
       }
     }
     // Written: the rows, by the lanes that hold their fragments. Read next: by other lanes of the same warp.
@@ -39,10 +46,10 @@ struct OutRows {
     }
   }
 
- private:
-  // rO += what out holds.
+  // rO += what out holds, in a pass of its own, for kernels without a register to spare.
   template <class Element, int WIDTH>
-  DEVICE void add_held(float (&rO)[WIDTH / 8][4], const uint16_t* gOut) const {
+  DEVICE void add_held(float (&rO)[WIDTH / 8][4]) const {
+    const uint16_t* gOut = static_cast<const uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
 #pragma unroll
     for (int r = 0; r < ROWS_PER_LANE; r++) {
       const int query = row + fragment_row(2 * r);
