@@ -65,7 +65,7 @@ def line_of(key, ours, ways, limits):
     line |= {f"{name}_us": cell(ways.get(name)) for name in WAYS}
     line["best"], best_us = best(ways)
     ours_us = ours["median_us"] if ours else None
-    # A time without a state of the cache is not the GPU's own: it has the host's copies in it.
+    # A time without a state of the cache is a processor's.
     comparable = ours_us and best_us and key[KEY.index("cache")]
     line["ratio"] = f"{best_us / ours_us:.3f}" if comparable else None
     if ours_us:

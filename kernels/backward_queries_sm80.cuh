@@ -128,8 +128,8 @@ struct BackwardQueries {
   template <bool STATISTICS>
   DEVICE void sweep() {
     Cursor tile;
-    if (STATISTICS) tile.wanted = p.branches, tile.closed_too = p.g_branches;
-    tile.start(f, block);
+    const BranchSet branches = STATISTICS ? BranchSet{p.branches, p.g_branches} : BranchSet{~0u, 0};
+    tile.start(f, block, branches);
     if (!tile.done(f)) load_tile(tile, 0);
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<0>();
@@ -141,7 +141,7 @@ struct BackwardQueries {
     int branch = -1;
     for (int stage = 0; !tile.done(f); stage ^= 1) {
       Cursor next = tile;
-      next.advance(f, block);
+      next.advance(f, block, branches);
       if (!next.done(f)) load_tile(next, stage ^ 1);
       ptx::cp_async_commit_group();
       if (!STATISTICS && branch != tile.branch) start_branch(tile);

@@ -21,6 +21,7 @@
 #include "tile/load.cuh"
 #include "tile/product.cuh"
 #include "tile/resident_gradients.cuh"
+#include "tile/resident_keys.cuh"
 #include "tile/statistics.cuh"
 #include "tile/store.cuh"
 
@@ -57,7 +58,7 @@ struct BackwardShort {
   const ForwardParams& f;
   const int b, h, slot;
   const uint32_t sQ0;
-  const int key_tiles;
+  const ResidentKeys<WIDTH, Config::THREADS> keys;
   const typename Config::Gradients gradients;
 
   RowsA<WIDTH, Config::IN_REGISTERS> q, dout;
@@ -71,13 +72,13 @@ struct BackwardShort {
         h(h),
         slot(slot),
         sQ0(ptx::shared_address(ptx::dynamic_shared())),
-        key_tiles(tiles_of_all(p.forward)),
-        gradients(p, ptx::dynamic_shared() + (sK(2 * key_tiles) - sQ0), b, h, slot) {}
+        keys(p.forward, b, h, sQ(Config::STAGES)),
+        gradients(p, ptx::dynamic_shared() + (keys.end() - sQ0), b, h, slot) {}
 
   // Queries [64 t, 64 t + 64) for t = slot, slot + head_blocks, …
   DEVICE void run() {
     const int tiles = (f.seq_q + BLOCK_Q - 1) / BLOCK_Q;
-    load_keys();
+    keys.load(branches());
     if (slot < tiles) load_queries(slot, 0);
     ptx::cp_async_commit_group();
     gradients.clear();
@@ -109,42 +110,12 @@ struct BackwardShort {
   }
 
  private:
-  static DEVICE int tiles_of_all(const ForwardParams& f) {
-    int tiles = 0;
-    for (int s = 0; s < f.branch[f.branches - 1].end_segment; s++) tiles += (f.segment[s].seq_kv + 15) / 16;
-    return tiles;
-  }
-
   // Shared memory: Q, dout of each stage | K of all tiles | V | what the gradients of keys and values take
   DEVICE uint32_t sQ(int stage) const { return sQ0 + stage * 2 * Config::ROWS_BYTES; }
   DEVICE uint32_t sDout(int stage) const { return sQ(stage) + Config::ROWS_BYTES; }
-  DEVICE uint32_t sK(int tile) const { return sQ(Config::STAGES) + tile * Config::KEYS_BYTES; }
-  DEVICE uint32_t sV(int tile) const { return sK(key_tiles + tile); }
 
-  // A branch that nothing is asked of: its keys are not even loaded.
-  DEVICE bool skipped(int branch) const {
-    if ((p.branches >> branch & 1) == 0) return true;
-    return (p.g_branches >> branch & 1) == 0 && gate_of(f.branch[branch], b, h) == 0.0f;
-  }
-
-  DEVICE void load_keys() {
-    int tile = 0;
-    for (int n = 0; n < f.branches; n++) {
-      const BranchParams& branch = f.branch[n];
-      const bool skip = skipped(n);
-      for (int i = branch.first_segment; i < branch.end_segment; i++) {
-        const SegmentParams& s = f.segment[i];
-        const int head = h / s.group, end = skip ? 0 : key_len_of(s, b);
-        const uint16_t* gK = static_cast<const uint16_t*>(s.k) + b * s.k_stride[0] + head * s.k_stride[2];
-        const uint16_t* gV = static_cast<const uint16_t*>(s.v) + b * s.v_stride[0] + head * s.v_stride[2];
-        for (int kv = 0; kv < s.seq_kv; kv += 16, tile++) {
-          if (skip) continue;
-          load_rows<WIDTH, 16, Config::THREADS>(sK(tile), gK, s.k_stride[1], kv, end, f.head_dim, threadIdx.x);
-          load_rows<WIDTH, 16, Config::THREADS>(sV(tile), gV, s.v_stride[1], kv, end, f.value_dim, threadIdx.x);
-        }
-      }
-    }
-  }
+  // Those that something is asked of.
+  DEVICE BranchSet branches() const { return {p.branches, p.g_branches}; }
 
   DEVICE void load_queries(int t, int stage) {
     const uint16_t* gQ = static_cast<const uint16_t*>(f.q) + b * f.q_stride[0] + h * f.q_stride[2];
@@ -177,7 +148,7 @@ struct BackwardShort {
   DEVICE void attend_branch(int number, int first, int row, int& tile, int& gradient_tile) {
     const BranchParams& branch = f.branch[number];
     const float gate = gate_of(branch, b, h);
-    const bool skip = skipped(number), closed = gate == 0.0f;
+    const bool skip = !branches().has(number, gate), closed = gate == 0.0f;
     const PowerOfTwo common = common_factor(branch, first);
     gradients.scale(number, common.up);
     float rS[KEY_TILES][2][4], rD[KEY_TILES][2][4];
@@ -194,8 +165,8 @@ struct BackwardShort {
         const SegmentParams& segment = f.segment[s];
         const int key_len = key_len_of(segment, b);
         const Mask mask{segment, b, h, f.seq_q, key_len};
-        product_qk<Element, 16>(rS[n], q, sK(tile + n));
-        product_qk<Element, 16>(rD[n], dout, sV(tile + n));
+        product_qk<Element, 16>(rS[n], q, keys.sK(tile + n));
+        product_qk<Element, 16>(rD[n], dout, keys.sV(tile + n));
         mask.template cap<16>(rS[n], f);
         mask.template admit<16>(rS[n], row, kv, all_attend(segment, f.seq_q, row, 16, kv, 16, key_len));
 #pragma unroll
@@ -253,7 +224,7 @@ struct BackwardShort {
         }
       }
       if (gradients.wanted(s)) gradients.write(gradient_tile++, rP, rDs);
-      if (!closed && p.dq.to != nullptr) product_pv<Element, WIDTH, 16>(rDq, rDq_ds, sK(tile + n));
+      if (!closed && p.dq.to != nullptr) product_pv<Element, WIDTH, 16>(rDq, rDq_ds, keys.sK(tile + n));
     }
     tile += count;
   }

@@ -23,6 +23,7 @@
 #include "tile/load.cuh"
 #include "tile/mask.cuh"
 #include "tile/product.cuh"
+#include "tile/resident_keys.cuh"
 #include "tile/softmax.cuh"
 #include "tile/store.cuh"
 
@@ -59,7 +60,7 @@ struct ForwardShort {
   const int b, h;
   char* const shared;
   const uint32_t sShared;
-  const int total_tiles;  // 16 keys each, over all segments
+  const ResidentKeys<WIDTH, Config::THREADS> keys;
 
   RowsA<WIDTH, Config::Q_IN_REGISTERS> q;
   float rO[WIDTH / 8][4];
@@ -71,11 +72,11 @@ struct ForwardShort {
         h(h),
         shared(ptx::dynamic_shared()),
         sShared(ptx::shared_address(shared)),
-        total_tiles(count_tiles(p)) {}
+        keys(p, b, h, sShared + Config::RING_BYTES) {}
 
   // Queries [16 t, 16 t + 16) for t = first, first + step, …
   DEVICE void run(int first, int step) {
-    load_keys();
+    keys.load(BranchSet::of(p));
     const int tiles = (p.seq_q + 15) / 16;
     if (first < tiles) load_q(first, 0);
     ptx::cp_async_commit_group();
@@ -95,38 +96,7 @@ struct ForwardShort {
   }
 
  private:
-  static DEVICE int count_tiles(const ForwardParams& p) {
-    int tiles = 0;
-    for (int s = 0; s < p.branch[p.branches - 1].end_segment; s++) tiles += (p.segment[s].seq_kv + 15) / 16;
-    return tiles;
-  }
-
   DEVICE uint32_t q_offset(int stage) const { return (warp_id() * Config::STAGES + stage) * Config::TILE_BYTES; }
-  DEVICE uint32_t sK(int tile) const { return sShared + Config::RING_BYTES + tile * Config::TILE_BYTES; }
-  DEVICE uint32_t sV(int tile) const { return sK(total_tiles + tile); }
-
-  // A branch that nothing is asked of: its keys are not even loaded.
-  DEVICE bool skipped(const BranchParams& branch) const { return p.lse == nullptr && gate_of(branch, b, h) == 0.0f; }
-
-  DEVICE void load_keys() {
-    int tile = 0;
-    for (int n = 0; n < p.branches; n++) {
-      const BranchParams& branch = p.branch[n];
-      const bool skip = skipped(branch);
-      for (int i = branch.first_segment; i < branch.end_segment; i++) {
-        const SegmentParams& s = p.segment[i];
-        const int head = h / s.group, end = skip ? 0 : key_len_of(s, b);
-        const uint16_t* gK = static_cast<const uint16_t*>(s.k) + b * s.k_stride[0] + head * s.k_stride[2];
-        const uint16_t* gV = static_cast<const uint16_t*>(s.v) + b * s.v_stride[0] + head * s.v_stride[2];
-        for (int kv = 0; kv < s.seq_kv; kv += 16, tile++) {
-          if (skip) continue;
-          load_rows<WIDTH, 16, Config::THREADS>(sK(tile), gK, s.k_stride[1], kv, end, p.head_dim, threadIdx.x);
-          load_rows<WIDTH, 16, Config::THREADS>(sV(tile), gV, s.v_stride[1], kv, end, p.value_dim, threadIdx.x);
-        }
-      }
-    }
-  }
-
   DEVICE void load_q(int t, int stage) {
     const uint16_t* gQ = static_cast<const uint16_t*>(p.q) + b * p.q_stride[0] + h * p.q_stride[2];
     load_rows<WIDTH, 16, WARP>(sShared + q_offset(stage), gQ, p.q_stride[1], t * 16, p.seq_q, p.head_dim, lane_id());
@@ -163,7 +133,7 @@ struct ForwardShort {
   DEVICE int attend_branch(int number, int row, int tile) {
     const BranchParams& branch = p.branch[number];
     const float gate = gate_of(branch, b, h);
-    const bool skip = skipped(branch);
+    const bool skip = !BranchSet::of(p).has(number, gate);
     float rS[KEY_TILES][2][4];
     float max[ROWS_PER_LANE] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
 
@@ -178,7 +148,7 @@ struct ForwardShort {
         const SegmentParams& segment = p.segment[s];
         const int key_len = key_len_of(segment, b);
         const Mask mask{segment, b, h, p.seq_q, key_len};
-        product_qk<Element, 16>(rS[n], q, sK(tile + n));
+        product_qk<Element, 16>(rS[n], q, keys.sK(tile + n));
         mask.cap<16>(rS[n], p);
         mask.admit<16>(rS[n], row, kv, all_attend(segment, p.seq_q, row, 16, kv, 16, key_len));
 #pragma unroll
@@ -224,7 +194,7 @@ struct ForwardShort {
           rP[i][r] = Element::pack(rS[n][i][2 * r] * weight[r], rS[n][i][2 * r + 1] * weight[r]);
         }
       }
-      product_pv<Element, WIDTH, 16>(rO, rP, sV(tile + n));
+      product_pv<Element, WIDTH, 16>(rO, rP, keys.sV(tile + n));
     }
     return tile + count;
   }

@@ -90,8 +90,7 @@ struct ForwardStreaming {
     load_rows<WIDTH, Config::BLOCK_Q, Config::THREADS>(sQ, gQ, p.q_stride[1], block.first, p.seq_q, p.head_dim,
                                                         threadIdx.x);
     Cursor tile;
-    tile.closed_too = p.lse != nullptr ? ~0u : 0u;
-    tile.start(p, block);
+    tile.start(p, block, BranchSet::of(p));
     if (!tile.done(p)) load_tile(tile, 0);
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<0>();
@@ -103,7 +102,7 @@ struct ForwardStreaming {
 
     for (int stage = 0; !tile.done(p); stage ^= 1) {
       Cursor next = tile;
-      next.advance(p, block);
+      next.advance(p, block, BranchSet::of(p));
       if (!next.done(p)) load_tile(next, stage ^ 1);
       ptx::cp_async_commit_group();
       attend(tile, stage);

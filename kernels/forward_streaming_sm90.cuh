@@ -84,7 +84,7 @@ struct StreamingConsumer : StreamingBlock<Config> {
     Cursor next = tile;
     RingPosition<Config::STAGES> ahead = at;
     for (;;) {
-      const bool entered = next.advance(p, block);
+      const bool entered = next.advance(p, block, BranchSet::of(p));
       ahead.advance();
       if (next.branch != tile.branch) break;
       if (entered) enter_segment(next);

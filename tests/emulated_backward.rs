@@ -175,8 +175,8 @@ fn eventful() -> Vec<Case> {
         ),
         // The first branch ends before the first barrier of the loop over tiles.
         Case::decoupled("brief", DType::F16, [1, 130, 1, 64], 20, &[70]),
-        // One stage of queries.
-        Case::decoupled("wide", DType::BF16, [1, 200, 1, 80], 77, &[16]),
+        // One stage of queries, and two tiles of them for each block.
+        Case::decoupled("wide", DType::BF16, [1, 200, 2, 80], 77, &[16]),
     ]
 }
 

@@ -47,8 +47,19 @@ fn the_readme_shows_the_support_table() {
 
 #[test]
 fn paths_in_the_documents_exist() {
-    const FOLDERS: [&str; 10] =
-        ["src/", "kernels/", "tests/", "benches/", "examples/", "scripts/", "docs/", "cli/", "simt/", ".ci/"];
+    const FOLDERS: [&str; 11] = [
+        "src/",
+        "kernels/",
+        "tests/",
+        "benches/",
+        "examples/",
+        "scripts/",
+        "docs/",
+        "cli/",
+        "candle/",
+        "simt/",
+        ".ci/",
+    ];
     let mut missing = Vec::new();
     for document in ["README.md", "ARCHITECTURE.md", "docs/recipes.md", "docs/math.md", "kernels/README.md"] {
         for word in read(document).split(|c: char| c.is_whitespace() || "()[]`,;:\"'<>*".contains(c)) {

@@ -49,6 +49,18 @@ impl<'a> Array<'a> {
         Some(Array { data, shape: shape.to_vec() })
     }
 
+    /// The same with elements of its own.
+    pub(crate) fn into_owned(self) -> Array<'static> {
+        let data = match self.data {
+            Data::F16(elements) => Data::F16(elements.into_owned().into()),
+            Data::BF16(elements) => Data::BF16(elements.into_owned().into()),
+            Data::F32(elements) => Data::F32(elements.into_owned().into()),
+            Data::U32(elements) => Data::U32(elements.into_owned().into()),
+            Data::Bool(elements) => Data::Bool(elements.into_owned().into()),
+        };
+        Array { data, shape: self.shape }
+    }
+
     /// Zeros, to be written. Nothing but a float is ever written.
     pub(crate) fn zeros(dtype: DType, shape: &[usize]) -> Array<'static> {
         let len = shape.iter().product();

@@ -124,6 +124,22 @@ fn training_is_timed_where_there_is_a_backward() {
 }
 
 #[test]
+fn launches_of_a_backward_are_timed_on_the_device() {
+    let Some(driver) = stand_in_driver() else { return };
+    let folder = Folder::new();
+    let path = folder.path("rows.json");
+    let arguments = ["bench", "--engine", "cuda", "--suite", "tiny-backward", "--seconds", "0", "--json", text(&path)];
+    let said = call_in(&[&arguments[..], &["--cache", "cold,warm"]].concat(), &[("LD_LIBRARY_PATH", driver)]);
+    assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+    let rows = rows(&path);
+    let told = |key: &str| rows.iter().map(|row| row[key].as_str().unwrap_or_default()).collect::<Vec<_>>();
+    assert_eq!(told("cache"), ["cold", "warm"].repeat(3));
+    let kernels = ["backward_short_sm80_f16_w40", "forward_short_sm80_f16_w40 backward_short_sm80_f16_w40"];
+    assert_eq!(told("kernel"), [0, 0, 0, 0, 1, 1].map(|n| kernels[n]));
+    assert!(rows.iter().all(|row| row["median_us"].as_f64().is_some_and(|us| us > 0.0)));
+}
+
+#[test]
 fn sizes_are_chosen() {
     let folder = Folder::new();
     let path = folder.path("rows.json");

@@ -344,22 +344,31 @@ fn emulated_kernels() {
         }
     }
 
-    let with_dout = file.f16("dout", &[B, SQ, H, D], &q);
+    // With dout the gradients come too, from kernels of their own.
+    let from = folder.write(&file.f16("dout", &[B, SQ, H, D], &q).bytes());
+    let said = call(&["run", text(&from), to, "--engine", "emulated", "--json"]);
+    assert_eq!((said.status, said.stderr.as_str()), (0, ""));
+    let object: serde_json::Value = serde_json::from_str(&said.stdout).expect("it is JSON");
+    assert_eq!(object["backward_kernel"], "backward_short_sm80_f16_w40");
+    std::fs::remove_file(to).expect("it was written");
+
     let floats = numbers(B * SQ * H * 3, 1);
     let narrow = File::new().f32("q", &[B, SQ, H, 3], &floats).f32("k.0", &[B, SQ, H, 3], &floats).f32(
         "v.0",
         &[B, SQ, H, 3],
         &floats,
     );
-    for (file, words) in [
-        (with_dout, &["backward: the emulated engine cannot run this", "backward"][..]),
-        (narrow, &["forward: the emulated engine cannot run this", "f32", "head_dim is 3", "value_dim is 3"]),
-    ] {
+    // What there is no kernel for, forward and backward, is told in a line each.
+    let widths = ["f32", "head_dim is 3", "value_dim is 3"];
+    for (file, lines) in [(narrow.clone(), 1), (narrow.f32("dout", &[B, SQ, H, 3], &floats), 2)] {
         let from = folder.write(&file.bytes());
         let said = call(&["run", text(&from), to, "--engine", "emulated"]);
-        assert_eq!((said.status, said.stdout.as_str(), said.stderr.lines().count()), (3, "", 1), "{}", said.stderr);
-        for word in words {
-            assert!(said.stderr.contains(word), "{word} is not in: {}", said.stderr);
+        assert_eq!((said.status, said.stdout.as_str(), said.stderr.lines().count()), (3, "", lines), "{}", said.stderr);
+        for (line, direction) in said.stderr.lines().zip(["forward", "backward"]) {
+            assert!(line.starts_with(&format!("{direction}: the emulated engine cannot run this")), "{line}");
+            for word in widths {
+                assert!(line.contains(word), "{word} is not in: {line}");
+            }
         }
         assert_eq!(folder.names(), ["in.safetensors"]);
     }

@@ -14,6 +14,19 @@ DEVICE float region_of(const BranchParams& branch, const ForwardParams& p, int b
   return branch.region[b * branch.region_stride[0] + h * branch.region_stride[1] + query * branch.region_stride[2]];
 }
 
+// Branches that a kernel goes through.
+struct BranchSet {
+  uint32_t wanted;      // bit n: branch n is gone through,
+  uint32_t closed_too;  // even where its gate is 0
+
+  DEVICE bool has(int branch, float gate) const {
+    return (wanted >> branch & 1) != 0 && (gate != 0.0f || (closed_too >> branch & 1) != 0);
+  }
+
+  // Of a forward: a closed gate contributes nothing, but its branch has an lse.
+  static DEVICE BranchSet of(const ForwardParams& p) { return {~0u, p.lse != nullptr ? ~0u : 0u}; }
+};
+
 // A factor 2^e of a row's weights and its inverse, both exact. What is rounded to 16 bits is weighed by weight · down first and
 // the f32 sum by up in the end, so that neither gates of 1e-4 nor of 3000 leave the range of f16.
 struct PowerOfTwo {

@@ -15,19 +15,19 @@ struct KvCursor {
   int kv = 0, end = 0;  // first key of the tile; where the block's keys of this segment end
   int key_len = 0;
   float gate = 0.0f;
-  uint32_t wanted = ~0u;    // bit n: branch n is gone through,
-  uint32_t closed_too = 0;  // even where its gate is 0
 
   DEVICE bool done(const ForwardParams& p) const { return branch >= p.branches; }
 
   // To the first tile, from the state above.
-  DEVICE void start(const ForwardParams& p, const QueryBlock& block) { next_segment(p, block); }
+  DEVICE void start(const ForwardParams& p, const QueryBlock& block, const BranchSet& branches) {
+    next_segment(p, block, branches);
+  }
 
   // Returns whether that is another segment's, or none.
-  DEVICE bool advance(const ForwardParams& p, const QueryBlock& block) {
+  DEVICE bool advance(const ForwardParams& p, const QueryBlock& block, const BranchSet& branches) {
     kv += BLOCK_KV;
     if (kv < end) return false;
-    next_segment(p, block);
+    next_segment(p, block, branches);
     return true;
   }
 
@@ -38,15 +38,14 @@ struct KvCursor {
 
  private:
   // The next segment with a key for the block.
-  DEVICE void next_segment(const ForwardParams& p, const QueryBlock& block) {
+  DEVICE void next_segment(const ForwardParams& p, const QueryBlock& block, const BranchSet& branches) {
     segment++;
     while (!done(p)) {
       if (branch < 0 || segment >= p.branch[branch].end_segment) {
         branch++;
         if (done(p)) return;
         gate = gate_of(p.branch[branch], block.b, block.h);
-        const bool passed_over = (wanted >> branch & 1) == 0 || (gate == 0.0f && (closed_too >> branch & 1) == 0);
-        segment = passed_over ? p.branch[branch].end_segment : p.branch[branch].first_segment;
+        segment = branches.has(branch, gate) ? p.branch[branch].first_segment : p.branch[branch].end_segment;
         continue;
       }
       const SegmentParams& s = p.segment[segment];

@@ -79,8 +79,7 @@ struct StreamingBlock {
   }
   // Both roles go through the same tiles.
   DEVICE void start(KvCursor<Config::BLOCK_KV>& tile) const {
-    tile.closed_too = p.lse != nullptr ? ~0u : 0u;
-    tile.start(p, block);
+    tile.start(p, block, BranchSet::of(p));
   }
 };
 
@@ -100,7 +99,7 @@ struct StreamingProducer : StreamingBlock<Config> {
     if (elected) load_q();
     KvCursor<Config::BLOCK_KV> tile;
     RingPosition<Config::STAGES> at;
-    for (this->start(tile); !tile.done(p); tile.advance(p, block), at.advance()) {
+    for (this->start(tile); !tile.done(p); tile.advance(p, block, BranchSet::of(p)), at.advance()) {
       const SegmentParams& s = p.segment[tile.segment];
       const int head = block.h / s.group;
       // The stage has been read; the first time around nothing was there.

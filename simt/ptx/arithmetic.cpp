@@ -107,6 +107,20 @@ void bfi(Frame& f, const Operation& o) {
   set<uint32_t>(f, o.slot[0], uint32_t((uint64_t(b) & ~field) | ((uint64_t(a) << std::min(at, 63u)) & field)));
 }
 
+// Bytes of the 64 bits {b, a}: each nibble of c picks one, or, with its top bit, that byte's sign eight times.
+void prmt(Frame& f, const Operation& o) {
+  const uint64_t bytes = get<uint32_t>(f, o.slot[1]) | uint64_t(get<uint32_t>(f, o.slot[2])) << 32;
+  const uint32_t picks = get<uint32_t>(f, o.slot[3]);
+  uint32_t result = 0;
+  for (int i = 0; i < 4; i++) {
+    const uint32_t pick = picks >> 4 * i & 0xf;
+    uint32_t byte = uint32_t(bytes >> 8 * (pick & 7)) & 0xff;
+    if (pick & 8) byte = byte & 0x80 ? 0xff : 0;
+    result |= byte << 8 * i;
+  }
+  set<uint32_t>(f, o.slot[0], result);
+}
+
 // Of two NaNs, max and min make this one.
 float canonical_nan() {
   const uint32_t bits = 0x7fffffff;
@@ -191,6 +205,7 @@ void add_arithmetic(std::vector<Instruction>& table) {
       {"mul.wide.s32", &mul_wide<int64_t, int32_t>, "dss"},
       {"mul.wide.u32", &mul_wide<uint64_t, uint32_t>, "dss"},
       {"bfi.b32", &bfi, "dssss"},
+      {"prmt.b32", &prmt, "dsss"},
       {"bra", &branch, "l"},
       {"bra.uni", &branch, "l"},
       {"ret", &ret, ""},

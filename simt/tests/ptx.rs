@@ -76,6 +76,8 @@ fn integers() {
         15
     );
     assert_eq!(result("mov.b32 {%h1, %h2}, %r1; mov.b32 %r5, {%h2, %h1}", [0x1234_5678, 0, 0, 0]), 0x5678_1234);
+    // Bytes 4 and 1 and the signs of bytes 2 and 5, counted from the first operand's lowest.
+    assert_eq!(result("prmt.b32 %r5, %r1, %r2, 0xda14", [0x1280_3456, 0x789a_7cde, 0, 0]), 0x00ff_34de);
 }
 
 #[test]

@@ -78,13 +78,7 @@ pub(crate) fn backward(
     dout: &View<'_, 4>,
     wanted: &[GradientProblem],
 ) -> HashMap<Gradient, Dense> {
-    let mut gradients: HashMap<Gradient, Dense> =
-        wanted.iter().map(|wanted| (wanted.gradient, Dense::zeros(wanted.extents))).collect();
-    let mut add = |gradient: Gradient, index: [usize; 4], value: f64| {
-        if let Some(dense) = gradients.get_mut(&gradient) {
-            *dense.at(index) += value;
-        }
-    };
+    let mut gradients: Sums = wanted.iter().map(|wanted| (wanted.gradient, Dense::zeros(wanted.extents))).collect();
     let Problem { head_dim, value_dim, .. } = *problem;
     let scale = f64::from(problem.softmax_scale);
     for (b, h, i) in queries(problem) {
@@ -98,32 +92,45 @@ pub(crate) fn backward(
                 let value = [b, j, h / branch.segments[s].group];
                 (0..value_dim).map(|d| dout.get([b, i, h, d]) * at(&bound.segments[s].v, value, d)).sum()
             };
-            let dout_o: f64 = attended(&row).map(|(s, j)| row.p[s][j] * dout_v(s, j)).sum();
-            add(Gradient::Gate(n), [b, h, 0, 0], region * dout_o);
-            add(Gradient::Region(n), [b, h, i, 0], gate * dout_o);
+            let keys: Vec<(usize, usize, f64)> = attended(&row).map(|(s, j)| (s, j, dout_v(s, j))).collect();
+            let dout_o: f64 = keys.iter().map(|&(s, j, dout_v)| row.p[s][j] * dout_v).sum();
+            add(&mut gradients, Gradient::Gate(n), [b, h, 0, 0], region * dout_o);
+            add(&mut gradients, Gradient::Region(n), [b, h, i, 0], gate * dout_o);
             if gate == 0.0 {
                 continue;
             }
 
-            for (s, j) in attended(&row) {
+            for (s, j, dout_v) in keys {
                 let number = branch.first_segment + s;
                 let (p, head) = (row.p[s][j], h / branch.segments[s].group);
                 let (k, weight) = (&bound.segments[s].k, gate * region);
                 // Equations 9 to 11.
-                let ds = p * weight * (dout_v(s, j) - dout_o);
+                let ds = p * weight * (dout_v - dout_o);
                 let dz = ds * row.slope[s][j];
-                add(Gradient::Bias(number), [b, h, i, j], ds);
-                for d in 0..head_dim {
-                    add(Gradient::Q, [b, i, h, d], scale * dz * at(k, [b, j, head], d));
-                    add(Gradient::K(number), [b, j, head, d], scale * dz * at(&inputs.q, [b, i, h], d));
-                }
-                for d in 0..value_dim {
-                    add(Gradient::V(number), [b, j, head, d], weight * p * dout.get([b, i, h, d]));
-                }
+                add(&mut gradients, Gradient::Bias(number), [b, h, i, j], ds);
+                let dq = (0..head_dim).map(|d| scale * dz * at(k, [b, j, head], d));
+                add_row(&mut gradients, Gradient::Q, [b, i, h], dq);
+                let dk = (0..head_dim).map(|d| scale * dz * at(&inputs.q, [b, i, h], d));
+                add_row(&mut gradients, Gradient::K(number), [b, j, head], dk);
+                let dv = (0..value_dim).map(|d| weight * p * dout.get([b, i, h, d]));
+                add_row(&mut gradients, Gradient::V(number), [b, j, head], dv);
             }
         }
     }
     gradients
+}
+
+type Sums = HashMap<Gradient, Dense>;
+
+/// Adds to a gradient, if it is wanted.
+fn add(gradients: &mut Sums, gradient: Gradient, index: [usize; 4], value: f64) {
+    gradients.get_mut(&gradient).into_iter().for_each(|dense| *dense.at(index) += value);
+}
+
+/// The same for all components of a row.
+fn add_row(gradients: &mut Sums, gradient: Gradient, [x, y, z]: [usize; 3], row: impl Iterator<Item = f64>) {
+    let Some(dense) = gradients.get_mut(&gradient) else { return };
+    row.enumerate().for_each(|(d, value)| *dense.at([x, y, z, d]) += value);
 }
 
 fn queries(problem: &Problem) -> impl Iterator<Item = (usize, usize, usize)> + use<> {

@@ -62,8 +62,8 @@ pub enum Reason {
         /// What widths are multiples of.
         step: usize,
     },
-    /// Rows that do not start at multiples of 16 bytes.
-    #[error("{argument} has rows that do not start at multiples of 16 bytes; use strides that do, or copy it")]
+    /// Rows that do not start at multiples of 16 bytes, or whose elements are apart.
+    #[error("{argument} has rows that are not dense from multiples of 16 bytes on; use strides that do so, or copy it")]
     Alignment {
         /// Which tensor.
         argument: Argument,

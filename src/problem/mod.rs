@@ -195,8 +195,10 @@ impl Problem {
                 results.extend(of_rows.map(|wanted| (wanted.gradient.argument(|_| 0), wanted.strides)));
             }
         }
-        let aligned =
-            move |strides: &Strides<4>| strides[..3].iter().all(|stride| stride.unsigned_abs().is_multiple_of(step));
+        // Gradients alone may have rows whose elements are apart.
+        let aligned = move |strides: &Strides<4>| {
+            strides[3] <= 1 && strides[..3].iter().all(|stride| stride.unsigned_abs().is_multiple_of(step))
+        };
         let rows = [(Argument::Q, self.q)].into_iter().chain(keys).chain(results);
         rows.filter(move |(_, strides)| !aligned(strides)).map(|(argument, _)| argument)
     }

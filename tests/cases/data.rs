@@ -312,6 +312,11 @@ impl Data {
                 RegionCase::Shared => Some(draw.region(&[1, seq_q])),
                 RegionCase::PerBatch => Some(draw.region(&[batch, seq_q])),
                 RegionCase::PerHead => Some(draw.region(&[1, heads, seq_q])),
+                RegionCase::Growing => {
+                    let exponent = |i: usize| -3.0 + 6.5 * i as f32 / seq_q as f32;
+                    let values: Vec<f32> = (0..seq_q).map(|i| draw.normal() * 10f32.powf(exponent(i))).collect();
+                    Some(HostTensor::new(DType::F32, &[1, seq_q], &values, case.layout))
+                }
             };
             branches.push(BranchData { gate, region, segments });
         }

@@ -107,6 +107,12 @@ fn masks() -> Vec<Case> {
     cases.extend([
         Case::plain("window_left_f16", F16, [1, 140, 2, 64], 300).window(0, Some(129), None),
         Case::plain("window_right_bf16", BF16, [1, 140, 2, 64], 300).window(0, None, Some(0)),
+        Case::plain("window_and_bias_bf16", BF16, [1, 140, 2, 40], 200).window(0, Some(50), Some(20)).bias(
+            0,
+            F32,
+            [1, 1, 140, 200],
+            Random,
+        ),
         Case::plain("window_outside_f32", F32, [1, 140, 2, 24], 20).window(0, Some(3), Some(2)),
         Case::plain("window_causal_f32", F32, [2, 131, 2, 24], 140)
             .window(0, Some(17), Some(40))
@@ -162,6 +168,10 @@ fn decoupled() -> Vec<Case> {
         Case::decoupled("region_on_text_f16", F16, [2, 66, 3, 40], 77, &[16])
             .region(0, RegionCase::PerBatch)
             .region(1, RegionCase::Shared),
+        Case::decoupled("region_grows_f16", F16, [1, 200, 2, 40], 77, &[16]).region(1, RegionCase::Growing),
+        Case::decoupled("region_grows_long_f16", F16, [1, 200, 2, 40], 20, &[110])
+            .region(0, RegionCase::Growing)
+            .region(1, RegionCase::Growing),
         Case::decoupled("text_mask_f16", F16, [2, 66, 3, 64], 77, &[16])
             .bias(0, Bool, [2, 1, 1, 77], Random)
             .gate(1, GateCase::Scalar(0.5)),
@@ -169,6 +179,7 @@ fn decoupled() -> Vec<Case> {
             .key_len(0, &[77, 5, 0])
             .key_len(2, &[4, 0, 3])
             .gate(2, GateCase::PerBatch(vec![0.3, -1.0, 0.0])),
+        Case::plain("shared_key_len_f16", F16, [3, 66, 2, 64], 150).kv_shared(0).key_len(0, &[40, 150, 0]),
         Case::decoupled("shared_image_f16", F16, [3, 66, 2, 64], 77, &[16]).kv_shared(1).gate(1, GateCase::Scalar(0.5)),
         Case::decoupled("empty_image_f32", F32, [2, 34, 2, 40], 77, &[0, 4]),
         Case::decoupled("wan_like_bf16", BF16, [1, 260, 2, 128], 512, &[257]),

@@ -95,6 +95,8 @@ pub enum RegionCase {
     PerBatch,
     /// `[1, heads, seq_q]`; not part of the file contract.
     PerHead,
+    /// `[1, seq_q]`, from about 0.001 at the first query to about 3000 at the last.
+    Growing,
 }
 
 /// How tensors lie in memory.

@@ -32,6 +32,11 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Allocations of this thread so far.
+pub fn allocations() -> u64 {
+    ALLOCATIONS.get()
+}
+
 /// Text and three adapters, with a bias, a key length, a gate and a region on the device.
 fn case() -> Case {
     Case::decoupled("cost", DType::BF16, [2, 70, 3, 64], 77, &[16, 4, 5])
@@ -85,11 +90,11 @@ fn a_launch_allocates_nothing() {
         request.launch(&stream).expect("a launch");
         let inputs = request.inputs.map(OnDevice::tensor);
         let outputs = Outputs::new(request.out.tensor_mut()).lse(request.lse.tensor_mut());
-        let before = ALLOCATIONS.get();
+        let before = allocations();
         let start = Instant::now();
         let plan = inputs.launch(&stream, outputs).expect("a launch");
         let took = start.elapsed();
-        assert_eq!(ALLOCATIONS.get() - before, 0, "allocations in a launch");
+        assert_eq!(allocations() - before, 0, "allocations in a launch");
         println!("{} launched in {:.1} us", plan.symbol(), took.as_secs_f64() * 1e6);
     });
 }

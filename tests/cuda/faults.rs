@@ -56,24 +56,45 @@ fn from_host_memory() {
                 assert_eq!(out.values(), expected);
                 false
             }
-            Err(Error::Driver { call, error }) => {
-                assert_eq!(error.code, OUT_OF_MEMORY, "{call}");
-                true
-            }
-            Err(Error::Refused(refusal)) => {
-                assert!(refusal.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY"), "{refusal}");
-                true
-            }
-            Err(Error::Fault { message, .. }) => {
-                assert!(message.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{message}");
-                true
-            }
-            Err(error) => panic!("{error}"),
+            Err(error) => tells_of_memory(error),
         });
         assert!(calls > 20, "{calls} calls");
         // Where freeing itself failed, the driver still has what was to be freed, and nothing else.
         let (out, _) = data.run(Engine::Cuda);
         assert_eq!(out.values(), expected, "the device is as good as before");
+    });
+}
+
+/// Whatever could not be done, the error says that memory was lacking.
+fn tells_of_memory(error: Error) -> bool {
+    match error {
+        Error::Driver { call, error } => assert_eq!(error.code, OUT_OF_MEMORY, "{call}"),
+        Error::Refused(refusal) => assert!(refusal.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY"), "{refusal}"),
+        Error::Fault { message, .. } => assert!(message.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{message}"),
+        error => panic!("{error}"),
+    }
+    true
+}
+
+#[test]
+fn a_backward_from_host_memory() {
+    over("faults::a_backward_from_host_memory", &[], || {
+        let control = Control::new();
+        let data = Data::new(&case(), 75);
+        let run = |engine| {
+            let computed = data.try_backward(engine, data.dout.view(), data.gradient_tensors(DType::F32, |_| true))?;
+            Ok(computed.iter().flat_map(|(_, tensor)| tensor.values()).collect::<Vec<f32>>())
+        };
+        let expected = run(Engine::Emulated).expect("a case with a kernel");
+        let calls = each_call_fails(&control, || match run(Engine::Cuda) {
+            Ok(computed) => {
+                assert_eq!(computed, expected);
+                false
+            }
+            Err(error) => tells_of_memory(error),
+        });
+        assert!(calls > 40, "{calls} calls");
+        assert_eq!(run(Engine::Cuda).expect("the device is as good as before"), expected);
     });
 }
 

@@ -4,6 +4,7 @@
 #[path = "../cases/mod.rs"]
 mod cases;
 
+mod backward;
 mod case_list;
 mod cost;
 mod device;

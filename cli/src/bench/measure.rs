@@ -98,10 +98,10 @@ impl Case {
         at_least: Duration,
     ) -> Result<Vec<(Option<Cache>, Measured)>, Trouble> {
         let inputs = self.inputs(dtype);
-        // Through host memory the backward's time is the caller's, on a GPU with the copies there and back.
-        if machine.engine() == Engine::Cuda && self.pass == Pass::Forward {
-            let (plan, medians) = gpu::medians(self, &inputs, dtype, caches, at_least)?;
-            let measured = |median| Measured { kernel: plan.symbol(), median };
+        if machine.engine() == Engine::Cuda {
+            let (plans, medians) = gpu::medians(self, &inputs, dtype, caches, at_least)?;
+            let kernels: Vec<String> = plans.iter().map(Plan::symbol).collect();
+            let measured = |median| Measured { kernel: kernels.join(" "), median };
             return Ok(caches.iter().map(|&cache| Some(cache)).zip(medians.into_iter().map(measured)).collect());
         }
         let measured = match self.pass {

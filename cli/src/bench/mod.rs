@@ -1,6 +1,7 @@
 //! `bench`: how long the shapes of real models take.
 
 mod check;
+mod device_call;
 mod gpu;
 mod graph;
 mod limits;
