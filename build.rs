@@ -28,6 +28,8 @@ mod instances;
 mod params;
 #[path = "src/plan/sm80.rs"]
 mod sm80;
+#[path = "src/plan/sm90.rs"]
+mod sm90;
 #[allow(dead_code, reason = "the table needs the words only")]
 #[path = "src/problem"]
 mod problem {

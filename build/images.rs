@@ -42,6 +42,7 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
         write(&out.join("toolkit.rs"), "None");
         write(&out.join("images.rs"), "&[]");
         write(&out.join("images.list"), "");
+        write(&out.join("specific_ptx.rs"), "&[]");
         return Ok(());
     };
     let targets = targets()?;
@@ -50,7 +51,9 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
         .iter()
         .filter(|row| row.device.is_some())
         .flat_map(|row| targets.iter().map(move |&target| (row, target)))
-        .filter(|(row, target)| row.device.as_ref().is_some_and(|code| code.compute_capability <= target.capability))
+        .filter(|(row, target)| {
+            row.device.as_ref().is_some_and(|code| target.takes(code.compute_capability, code.specific))
+        })
         .collect();
     let start = Instant::now();
     let mut arms = images.compile(&jobs)?;
@@ -61,6 +64,17 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
         let _ = writeln!(list, "{symbol} {target} {}", file.with_extension("").display());
     }
     write(&out.join("images.list"), &list);
+
+    // For the emulator, which interprets what no other GPU could load.
+    let mut specific = String::from("&[\n");
+    let is_specific = |symbol: &str| {
+        INSTANCES.iter().any(|row| row.symbol() == symbol && row.device.as_ref().is_some_and(|code| code.specific))
+    };
+    for (symbol, _, file) in arms.iter().filter(|(symbol, ..)| is_specific(symbol)) {
+        let ptx = file.with_extension("ptx").display().to_string();
+        let _ = writeln!(specific, "    ({symbol:?}, include_str!({ptx:?})),");
+    }
+    write(&out.join("specific_ptx.rs"), &(specific + "]\n"));
 
     let (major, minor) = images.nvcc.version;
     let literal = |target: &Target| format!("Target::new({:?}, {})", target.capability, target.form as usize);

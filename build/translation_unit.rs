@@ -12,7 +12,8 @@ pub fn translation_unit(row: &Instance) -> Option<String> {
     let mut unit = format!("#include \"{}.cuh\"\n#include \"params_layout.h\"\n", row.kernel);
     let mut equal = Vec::new();
     if let Some(rows) = entry.rows {
-        let _ = writeln!(unit, "using Config = {}<{element}, {}, {rows}>;", entry.config, row.max_head_dim);
+        let more = entry.warpgroups.map_or(String::new(), |[consumers, stages]| format!(", {consumers}, {stages}"));
+        let _ = writeln!(unit, "using Config = {}<{element}, {}, {rows}{more}>;", entry.config, row.max_head_dim);
         equal.push(("BLOCK_Q".to_string(), row.block_q as u32));
         equal.push(("BLOCK_KV".to_string(), row.block_kv as u32));
     } else {
@@ -27,7 +28,7 @@ pub fn translation_unit(row: &Instance) -> Option<String> {
         equal.push((format!("shared_bytes({branches}, {key_tiles}, {gradient_tiles})"), bytes));
     }
     for (constant, value) in equal {
-        let _ = writeln!(unit, "static_assert(Config::{constant} == {value}, \"src/plan/sm80.rs\");");
+        let _ = writeln!(unit, "static_assert(Config::{constant} == {value}, \"src/plan/sm80.rs, sm90.rs\");");
     }
     let (symbol, threads, blocks) = (row.symbol(), device.threads, device.resident_blocks);
     let (params, function) = (entry.params, entry.function);

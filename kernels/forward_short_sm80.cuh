@@ -121,7 +121,7 @@ struct ForwardShort {
     // The queries are in registers or read for the last time, by ldmatrix, which all lanes execute together: their place in
     // the ring takes out.
     const OutRows out{p, b, h, row};
-    out.store<Element, WIDTH>(rO, shared + q_offset(stage));
+    out.store<Element, WIDTH>(rO, shared + q_offset(stage), p.accumulate != 0);
   }
 
   DEVICE void find_factors(int row) {

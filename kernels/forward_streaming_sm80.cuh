@@ -117,7 +117,7 @@ struct ForwardStreaming {
     if (p.branches > 1) take_sum();
     // The ring is free: every warp has passed the last barrier. Each stages its own rows.
     const OutRows out{p, block.b, block.h, row};
-    out.store<Element, WIDTH>(rO, shared + warp_id() * (16 * Tile::PITCH_BYTES));
+    out.store<Element, WIDTH>(rO, shared + warp_id() * (16 * Tile::PITCH_BYTES), p.accumulate != 0);
   }
 
  private:

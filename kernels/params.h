@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "ptx/contract.h"
+
 constexpr int MAX_BRANCHES = 32;
 constexpr int MAX_SEGMENTS = 32;
 
@@ -65,6 +67,19 @@ struct ForwardParams {
   float softcap;        // 0: none
   BranchParams branch[MAX_BRANCHES];
   SegmentParams segment[MAX_SEGMENTS];
+};
+
+// Segments of one launch of a kernel that copies by tensor maps.
+constexpr int MAX_MAPPED_SEGMENTS = 8;
+
+// For kernels that copy tiles by tensor maps. Each map is of four dimensions: the row's elements, sequence, head, batch; an
+// extent along which the tensor broadcasts is 1 there. A map of a segment without keys is all zeros.
+struct MappedForwardParams {
+  ptx::TensorMap q;                       // boxes of 64 columns and 64 rows
+  ptx::TensorMap k[MAX_MAPPED_SEGMENTS];  // boxes of 64 columns and a tile's keys
+  ptx::TensorMap v[MAX_MAPPED_SEGMENTS];  // likewise
+  ForwardParams forward;
+  uint64_t reserved[6];  // keeps the size a multiple of 64
 };
 
 // Where a kernel writes rows of a gradient: the gradient itself, or the parts of it that are still to be added up.

@@ -31,7 +31,7 @@ const EMULATOR: &[&str] = &[
 ];
 
 /// The interpreter of PTX, part of the emulator.
-const PTX: &[&str] = &["arithmetic", "interpret", "memory", "parse", "primitives"];
+const PTX: &[&str] = &["arithmetic", "interpret", "memory", "parse", "primitives", "primitives_sm90a"];
 
 /// The stand-in for the CUDA driver; linked by whoever has kernels for it.
 const DRIVER: &[&str] = &["contexts", "control", "graphs", "images", "launch", "memory", "state", "streams"];

@@ -83,7 +83,7 @@ fn ran_within_bound(settings: &Settings, case: &Case) -> bool {
 fn every_row_of_the_table_runs() {
     let leads = |row: &&Instance| row.runs_on(Engine::Emulated) && row.direction == Direction::Backward && row.leads;
     let rows = INSTANCES.iter().filter(leads);
-    let rows: Vec<_> = rows.flat_map(|row| rungs().iter().map(move |&rung| (row, rung))).collect();
+    let rows: Vec<_> = rows.flat_map(|row| rungs(row).iter().map(move |&rung| (row, rung))).collect();
     let launched: Vec<Vec<String>> = (rows.par_iter())
         .map(|&(row, rung)| {
             let shape = [1, 70, 2, row.max_head_dim];

@@ -68,6 +68,12 @@ PTX_FUNCTION float shfl_idx_f32(float value, uint32_t source_lane) {
   return result;
 }
 
+PTX_FUNCTION uint32_t shfl_idx_b32(uint32_t value, uint32_t source_lane) {
+  uint32_t result;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(result) : "r"(value), "r"(source_lane));
+  return result;
+}
+
 PTX_FUNCTION float ex2_approx_ftz_f32(float x) {
   float result;
   asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -76,6 +82,22 @@ PTX_FUNCTION float ex2_approx_ftz_f32(float x) {
 PTX_FUNCTION float lg2_approx_ftz_f32(float x) {
   float result;
   asm volatile("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+PTX_FUNCTION float rcp_approx_ftz_f32(float x) {
+  float result;
+  asm volatile("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+PTX_FUNCTION float max_f32(float a, float b) {
+  float result;
+  asm volatile("max.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+}
+PTX_FUNCTION float fma_rn_f32(float a, float b, float c) {
+  float result;
+  asm volatile("fma.rn.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(a), "f"(b), "f"(c));
   return result;
 }
 

@@ -53,49 +53,82 @@ PTX_FUNCTION void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-#define PTX_FOUR(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define PTX_WGMMA_ACCUMULATORS                                                                                         \
-  PTX_FOUR(0), PTX_FOUR(4), PTX_FOUR(8), PTX_FOUR(12), PTX_FOUR(16), PTX_FOUR(20), PTX_FOUR(24), PTX_FOUR(28)
-#define PTX_WGMMA_REGISTERS                                                                                            \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                            \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+// Accumulators of N columns, N / 2 a thread: as operands, and by their numbers in the text.
+#define PTX_TILE(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define PTX_ACCUMULATORS_40 PTX_TILE(0), PTX_TILE(1), PTX_TILE(2), PTX_TILE(3), PTX_TILE(4)
+#define PTX_NUMBERS_40 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19"
+#define PTX_ACCUMULATORS_64 PTX_ACCUMULATORS_40, PTX_TILE(5), PTX_TILE(6), PTX_TILE(7)
+#define PTX_NUMBERS_64 PTX_NUMBERS_40 \
+  ", %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PTX_ACCUMULATORS_80 PTX_ACCUMULATORS_64, PTX_TILE(8), PTX_TILE(9)
+#define PTX_NUMBERS_80 PTX_NUMBERS_64 \
+  ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define PTX_ACCUMULATORS_96 PTX_ACCUMULATORS_80, PTX_TILE(10), PTX_TILE(11)
+#define PTX_NUMBERS_96 PTX_NUMBERS_80 \
+  ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define PTX_ACCUMULATORS_112 PTX_ACCUMULATORS_96, PTX_TILE(12), PTX_TILE(13)
+#define PTX_NUMBERS_112 PTX_NUMBERS_96 \
+  ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define PTX_ACCUMULATORS_128 PTX_ACCUMULATORS_112, PTX_TILE(14), PTX_TILE(15)
+#define PTX_NUMBERS_128 PTX_NUMBERS_112 \
+  ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define PTX_ACCUMULATORS_144 PTX_ACCUMULATORS_128, PTX_TILE(16), PTX_TILE(17)
+#define PTX_NUMBERS_144 PTX_NUMBERS_128 \
+  ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define PTX_ACCUMULATORS_160 PTX_ACCUMULATORS_144, PTX_TILE(18), PTX_TILE(19)
+#define PTX_NUMBERS_160 PTX_NUMBERS_144 \
+  ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define PTX_ACCUMULATORS_176 PTX_ACCUMULATORS_160, PTX_TILE(20), PTX_TILE(21)
+#define PTX_NUMBERS_176 PTX_NUMBERS_160 \
+  ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define PTX_ACCUMULATORS_256 PTX_ACCUMULATORS_176, PTX_TILE(22), PTX_TILE(23), PTX_TILE(24), PTX_TILE(25), \
+  PTX_TILE(26), PTX_TILE(27), PTX_TILE(28), PTX_TILE(29), PTX_TILE(30), PTX_TILE(31)
+#define PTX_NUMBERS_256 PTX_NUMBERS_176 \
+  ", %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
+  "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, " \
+  "%124, %125, %126, %127"
 
-// The immediates: both operands with their sign, then which of those in shared memory is MN-major.
-PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0; "
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " PTX_WGMMA_REGISTERS
-               ", %32, %33, add, 1, 1, 0, 0; }"
-               : PTX_WGMMA_ACCUMULATORS
-               : "l"(a), "l"(b), "r"(uint32_t(accumulate))
-               : "memory");
-}
-PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile("{ .reg .pred add; setp.ne.b32 add, %34, 0; "
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_WGMMA_REGISTERS
-               ", %32, %33, add, 1, 1, 0, 0; }"
-               : PTX_WGMMA_ACCUMULATORS
-               : "l"(a), "l"(b), "r"(uint32_t(accumulate))
-               : "memory");
-}
-PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0; "
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " PTX_WGMMA_REGISTERS
-               ", {%32, %33, %34, %35}, %36, add, 1, 1, 1; }"
-               : PTX_WGMMA_ACCUMULATORS
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
-               : "memory");
-}
-PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  asm volatile("{ .reg .pred add; setp.ne.b32 add, %37, 0; "
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PTX_WGMMA_REGISTERS
-               ", {%32, %33, %34, %35}, %36, add, 1, 1, 1; }"
-               : PTX_WGMMA_ACCUMULATORS
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))
-               : "memory");
-}
+// One N: its numbers, and those of the operands behind them: A in registers, B, accumulate; or A, B, accumulate. The immediates
+// are the signs of both operands, then which of those in shared memory is MN-major.
+#define PTX_TEXT(x) #x
+#define PTX_WGMMA(N, ELEMENT, TYPE, P0, P1, P2, P3, P4, P5)                                                            \
+  template <>                                                                                                          \
+  PTX_FUNCTION void wgmma_m64nNk16<N / 8>(ELEMENT, float (&d)[N / 8][4], uint64_t a, uint64_t b, bool accumulate) {     \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %" #P2 ", 0; wgmma.mma_async.sync.aligned.m64n" PTX_TEXT(N)       \
+                 "k16.f32." TYPE "." TYPE " {" PTX_NUMBERS_##N "}, %" #P0 ", %" #P1 ", add, 1, 1, 0, 0; }"             \
+                 : PTX_ACCUMULATORS_##N                                                                                \
+                 : "l"(a), "l"(b), "r"(uint32_t(accumulate))                                                           \
+                 : "memory");                                                                                          \
+  }                                                                                                                    \
+  template <>                                                                                                          \
+  PTX_FUNCTION void wgmma_m64nNk16<N / 8>(ELEMENT, float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b,            \
+                                          bool accumulate) {                                                           \
+    asm volatile("{ .reg .pred add; setp.ne.b32 add, %" #P5 ", 0; wgmma.mma_async.sync.aligned.m64n" PTX_TEXT(N)       \
+                 "k16.f32." TYPE "." TYPE " {" PTX_NUMBERS_##N "}, {%" #P0 ", %" #P1 ", %" #P2 ", %" #P3 "}, %" #P4    \
+                 ", add, 1, 1, 1; }"                                                                                   \
+                 : PTX_ACCUMULATORS_##N                                                                                \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(uint32_t(accumulate))                       \
+                 : "memory");                                                                                          \
+  }
+#define PTX_WGMMA_BOTH(N, P0, P1, P2, P3, P4, P5)          \
+  PTX_WGMMA(N, F16, "f16", P0, P1, P2, P3, P4, P5)         \
+  PTX_WGMMA(N, BF16, "bf16", P0, P1, P2, P3, P4, P5)
 
-#undef PTX_FOUR
-#undef PTX_WGMMA_ACCUMULATORS
-#undef PTX_WGMMA_REGISTERS
+PTX_WGMMA_BOTH(40, 20, 21, 22, 23, 24, 25)
+PTX_WGMMA_BOTH(64, 32, 33, 34, 35, 36, 37)
+PTX_WGMMA_BOTH(80, 40, 41, 42, 43, 44, 45)
+PTX_WGMMA_BOTH(96, 48, 49, 50, 51, 52, 53)
+PTX_WGMMA_BOTH(112, 56, 57, 58, 59, 60, 61)
+PTX_WGMMA_BOTH(128, 64, 65, 66, 67, 68, 69)
+PTX_WGMMA_BOTH(144, 72, 73, 74, 75, 76, 77)
+PTX_WGMMA_BOTH(160, 80, 81, 82, 83, 84, 85)
+PTX_WGMMA_BOTH(176, 88, 89, 90, 91, 92, 93)
+PTX_WGMMA_BOTH(256, 128, 129, 130, 131, 132, 133)
+
+#undef PTX_TILE
+#undef PTX_TEXT
+#undef PTX_WGMMA
+#undef PTX_WGMMA_BOTH
 
 }  // namespace ptx

@@ -70,6 +70,7 @@ PTX_FUNCTION float shfl_bfly_f32(float value, uint32_t lane_mask);
 
 // shfl.sync.idx.b32: the value of lane (source_lane & 31). converged, orders no memory.
 PTX_FUNCTION float shfl_idx_f32(float value, uint32_t source_lane);
+PTX_FUNCTION uint32_t shfl_idx_b32(uint32_t value, uint32_t source_lane);
 
 // ---- arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -80,6 +81,17 @@ PTX_FUNCTION float ex2_approx_ftz_f32(float x);
 // lg2.approx.ftz.f32: log2 x; denormal arguments count as zero, 0 gives -inf. thread. "Floating Point Instructions:
 // lg2".
 PTX_FUNCTION float lg2_approx_ftz_f32(float x);
+
+// rcp.approx.ftz.f32: 1 / x, relative error at most 2^-23; denormal arguments and results are zero. thread. "Floating
+// Point Instructions: rcp".
+PTX_FUNCTION float rcp_approx_ftz_f32(float x);
+
+// max.f32: the larger one; of a number and a NaN the number. One instruction, as a comparison in C++ is not, which has to
+// mind the NaN. thread. "Floating Point Instructions: max".
+PTX_FUNCTION float max_f32(float a, float b);
+
+// fma.rn.f32: a · b + c, rounded once. thread. "Floating Point Instructions: fma".
+PTX_FUNCTION float fma_rn_f32(float a, float b, float c);
 
 // ---- conversion -----------------------------------------------------------------------------------------------------
 
@@ -209,14 +221,19 @@ PTX_FUNCTION void wgmma_commit_group();
 template <int N>
 PTX_FUNCTION void wgmma_wait_group();
 
-// wgmma.mma_async.sync.aligned.m64n64k16.f32.{f16,bf16}.{f16,bf16}: d[64,64] = a[64,16] · b[16,64], added to d if
-// `accumulate`. Reads shared memory through the async proxy. A and B by matrix descriptor with the 128-byte swizzle,
-// both K-major; or A in registers, as mma.m16n8k16 has it, and B MN-major. d: eight tiles of mma.m16n8k16's along n,
-// four registers each. "Register Fragments for wgmma.mma_async.m64nNk16", "Matrix Descriptor Format".
-PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
-PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate);
-PTX_FUNCTION void wgmma_m64n64k16(F16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate);
-PTX_FUNCTION void wgmma_m64n64k16(BF16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate);
+// wgmma.mma_async.sync.aligned.m64nNk16.f32.{f16,bf16}.{f16,bf16}: d[64,N] = a[64,16] · b[16,N], added to d if
+// `accumulate`; N = 8 · TILES, up to 256. Reads shared memory through the async proxy. A and B by matrix descriptor with the
+// 128-byte swizzle, both K-major; or A in registers, as mma.m16n8k16 has it, and B MN-major. d: tiles of
+// mma.m16n8k16's along n, four registers each. "Register Fragments for wgmma.mma_async.m64nNk16", "Matrix Descriptor
+// Format". asm_sm90a.h lists the N that it has.
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(F16, float (&d)[TILES][4], uint64_t a, uint64_t b, bool accumulate);
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(BF16, float (&d)[TILES][4], uint64_t a, uint64_t b, bool accumulate);
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(F16, float (&d)[TILES][4], const uint32_t (&a)[4], uint64_t b, bool accumulate);
+template <int TILES>
+PTX_FUNCTION void wgmma_m64nNk16(BF16, float (&d)[TILES][4], const uint32_t (&a)[4], uint64_t b, bool accumulate);
 
 }  // namespace ptx
 

@@ -20,6 +20,7 @@ Index block_dimensions();
 Index grid_dimensions();
 void cp_async_wait_group(int groups_left);
 void wgmma_wait_group(int groups_left);
+void wgmma(bool bf16, float* d, int tiles, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor, bool accumulate);
 void setmaxnreg_inc(uint32_t count);
 void setmaxnreg_dec(uint32_t count);
 }  // namespace simt
@@ -43,6 +44,22 @@ __forceinline__ void wgmma_wait_group() {
   static_assert(N >= 0 && N <= 7, "wgmma.wait_group takes a count of groups");
   ::simt::wgmma_wait_group(N);
 }
+
+#define PTX_WGMMA(ELEMENT, IS_BF16)                                                                                      \
+  template <int TILES>                                                                                                 \
+  __forceinline__ void wgmma_m64nNk16(ELEMENT, float (&d)[TILES][4], uint64_t a, uint64_t b, bool accumulate) {         \
+    static_assert(TILES >= 1 && TILES <= 32, "N is a multiple of 8 up to 256");                                        \
+    ::simt::wgmma(IS_BF16, d[0], TILES, nullptr, a, b, accumulate);                                                    \
+  }                                                                                                                    \
+  template <int TILES>                                                                                                 \
+  __forceinline__ void wgmma_m64nNk16(ELEMENT, float (&d)[TILES][4], const uint32_t (&a)[4], uint64_t b,                \
+                                      bool accumulate) {                                                               \
+    static_assert(TILES >= 1 && TILES <= 32, "N is a multiple of 8 up to 256");                                        \
+    ::simt::wgmma(IS_BF16, d[0], TILES, a, 0, b, accumulate);                                                          \
+  }
+PTX_WGMMA(F16, false)
+PTX_WGMMA(BF16, true)
+#undef PTX_WGMMA
 
 template <uint32_t R>
 __forceinline__ void setmaxnreg_inc() {

@@ -23,9 +23,12 @@ struct KvCursor {
     next_segment(p, block, branches);
   }
 
-  DEVICE void advance(const ForwardParams& p, const QueryBlock& block, const BranchSet& branches) {
+  // Returns whether that is another segment's, or none.
+  DEVICE bool advance(const ForwardParams& p, const QueryBlock& block, const BranchSet& branches) {
     kv += BLOCK_KV;
-    if (kv >= end) next_segment(p, block, branches);
+    if (kv < end) return false;
+    next_segment(p, block, branches);
+    return true;
   }
 
   // Whether every query of the block may attend to every key of the tile.

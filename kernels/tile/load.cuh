@@ -6,10 +6,10 @@
 // tile at window address `sTile`. Rows at or past `end` and chunks at or past `width` are filled with zeros: the products run
 // over whole tiles, and 0 times what an uninitialised chunk holds could be NaN.
 // THREADS threads take part, `thread` from 0 on. The copies belong to the caller's next commit.
-template <int WIDTH, int ROWS, int THREADS>
+// `Tile` says where a chunk lies.
+template <int WIDTH, int ROWS, int THREADS, class Tile = SharedTile<WIDTH>>
 DEVICE void load_rows(uint32_t sTile, const uint16_t* gBase, int64_t row_stride, int first, int end, int width,
                       int thread) {
-  using Tile = SharedTile<WIDTH>;
   constexpr int TOTAL = ROWS * Tile::CHUNKS;
 #pragma unroll
   for (int step = 0; step < (TOTAL + THREADS - 1) / THREADS; step++) {

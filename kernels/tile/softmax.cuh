@@ -55,4 +55,43 @@ struct OnlineSoftmax {
       }
     }
   }
+
+  // The same but for rO, which a product may be adding to meanwhile: it is to be multiplied by `correction` afterwards. The
+  // tile is logits / `scale`, a positive number, so that plain products need no pass of their own; its exponentials, in f32, take
+  // their place. With `subtract` the maximum is subtracted before logits are brought to base 2, as above, in a pass of its
+  // own: for logits that come near the end of f32. Warp-collective.
+  template <int KEYS>
+  DEVICE void exponentials(float (&rS)[KEYS / 8][4], float scale, bool subtract, float (&correction)[ROWS_PER_LANE]) {
+    float shift[ROWS_PER_LANE];
+#pragma unroll
+    for (int r = 0; r < ROWS_PER_LANE; r++) {
+      float tile_max = NEGATIVE_INFINITY;
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++) {
+        tile_max = ptx::max_f32(ptx::max_f32(rS[n][2 * r], rS[n][2 * r + 1]), tile_max);
+      }
+      tile_max = max_of(quad_max(tile_max) * scale, max[r]);
+      shift[r] = shift_of(tile_max);
+      correction[r] = ptx::ex2_approx_ftz_f32((max[r] - shift[r]) * LOG2E);
+      max[r] = tile_max;
+      sum[r] *= correction[r];
+    }
+    if (subtract) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) rS[n][i] -= shift[i / 2];
+      }
+#pragma unroll
+      for (int r = 0; r < ROWS_PER_LANE; r++) shift[r] = 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        rS[n][i] = ptx::ex2_approx_ftz_f32(ptx::fma_rn_f32(rS[n][i], scale * LOG2E, -shift[i / 2] * LOG2E));
+        sum[i / 2] += rS[n][i];
+      }
+    }
+  }
 };

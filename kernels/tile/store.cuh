@@ -16,10 +16,9 @@ struct OutRows {
   int b, h, row;
 
   // rO[16, WIDTH] f32 -> element type, the one rounding -> `staging`, 16 rows of shared memory that are the warp's alone ->
-  // global memory, 16 bytes a lane. Adds what out held before, if asked to. Warp-collective.
-  template <class Element, int WIDTH>
-  DEVICE void store(const float (&rO)[WIDTH / 8][4], char* staging) const {
-    using Tile = SharedTile<WIDTH>;
+  // global memory, 16 bytes a lane. Adds what out held before, if asked to. `Tile` says where a chunk lies. Warp-collective.
+  template <class Element, int WIDTH, class Tile = SharedTile<WIDTH>>
+  DEVICE void store(const float (&rO)[WIDTH / 8][4], char* staging, bool add) const {
     uint16_t* gOut = static_cast<uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
 #pragma unroll
     for (int r = 0; r < ROWS_PER_LANE; r++) {
@@ -28,7 +27,7 @@ struct OutRows {
       for (int n = 0; n < WIDTH / 8; n++) {
         float low = rO[n][2 * r], high = rO[n][2 * r + 1];
         const int column = n * 8 + fragment_column(0);
-        if (p.accumulate != 0 && query < p.seq_q && column < p.value_dim) {
+        if (add && query < p.seq_q && column < p.value_dim) {
           const uint16_t* before = gOut + query * p.out_stride[1] + column;
           low += Element::widen(before[0]);
           high += Element::widen(before[1]);
@@ -44,6 +43,25 @@ struct OutRows {
       if (row + r >= p.seq_q || chunk * 8 >= p.value_dim) continue;
       *reinterpret_cast<Chunk*>(gOut + (row + r) * p.out_stride[1] + chunk * 8) =
           *reinterpret_cast<const Chunk*>(staging + Tile::offset(r, chunk));
+    }
+  }
+
+  // rO += what out holds, in a pass of its own, for kernels without a register to spare.
+  template <class Element, int WIDTH>
+  DEVICE void add_held(float (&rO)[WIDTH / 8][4]) const {
+    const uint16_t* gOut = static_cast<const uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
+#pragma unroll
+    for (int r = 0; r < ROWS_PER_LANE; r++) {
+      const int query = row + fragment_row(2 * r);
+      if (query >= p.seq_q) continue;
+      const uint16_t* gRow = gOut + query * p.out_stride[1] + fragment_column(0);
+#pragma unroll
+      for (int n = 0; n < WIDTH / 8; n++) {
+        if (n * 8 >= p.value_dim) continue;
+        const uint32_t held = *reinterpret_cast<const uint32_t*>(gRow + n * 8);
+        rO[n][2 * r] += Element::widen(uint16_t(held));
+        rO[n][2 * r + 1] += Element::widen(uint16_t(held >> 16));
+      }
     }
   }
 };

@@ -89,6 +89,9 @@ EXPORT Code cuKernelSetAttribute(int attribute, int value, void* kernel, int dev
 EXPORT Code cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                            unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** params,
                            void** extra);
+EXPORT Code cuTensorMapEncodeTiled(void* map, unsigned type, unsigned rank, void* base, const uint64_t* extents,
+                                   const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
+                                   unsigned interleave, unsigned swizzle, unsigned promotion, unsigned fill);
 
 // Observation and injected faults; not part of the driver. Texts live until the next call of the same function.
 EXPORT const char* simt_driver_calls();  // one name a line, in order

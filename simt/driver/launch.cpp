@@ -12,6 +12,14 @@ namespace {
 
 constexpr uint32_t DEFAULT_SHARED = 48 << 10;
 
+// A part of a parameter block, which starts as aligned as tensor maps want it.
+struct alignas(64) Line {
+  char bytes[64];
+};
+
+// The fields of cuTensorMapEncodeTiled that are modelled (cuda.h).
+constexpr unsigned FLOAT16 = 6, BFLOAT16 = 9, NO_INTERLEAVE = 0, NO_SWIZZLE = 0, SWIZZLE_128B = 3, ZERO_FILL = 0;
+
 Library* load(const void* data, Context* context, Code& code) {
   Image image;
   code = parse(data, state().version, image);
@@ -98,7 +106,7 @@ Code allow_shared(void* handle, int attribute, int value, int device) {
 
 // A kernel at its turn: on the memory that its context has now.
 Code execute(Context& context, const SimtRegisteredKernel* kernel, const void* program, const LaunchRecord& record,
-             const std::vector<char>& params) {
+             const std::vector<Line>& params, size_t params_bytes) {
   Driver& d = state();
   d.launches.push_back(record);
   if (d.fail_execution && --d.fail_execution == 0) return d.execution_code;
@@ -114,7 +122,7 @@ Code execute(Context& context, const SimtRegisteredKernel* kernel, const void* p
   launch.entry = kernel ? kernel->entry : nullptr;
   launch.program = program;
   launch.params = params.data();
-  launch.params_bytes = params.size();
+  launch.params_bytes = params_bytes;
   std::copy_n(record.grid, 3, launch.grid);
   std::copy_n(record.block, 3, launch.block);
   launch.shared_bytes = record.shared_bytes;
@@ -233,10 +241,25 @@ Code cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned gri
   if (shared_bytes > std::max(most, DEFAULT_SHARED)) return INVALID_VALUE;
   if (!params || !params[0] || extra) return INVALID_VALUE;
 
-  const char* block = static_cast<const char*>(params[0]);
-  std::vector<char> copied(block, block + function->params_bytes);
+  const size_t bytes = function->params_bytes;
+  std::vector<Line> copied((bytes + sizeof(Line) - 1) / sizeof(Line));
+  memcpy(copied.data(), params[0], bytes);
   return enqueue(*stream, [&context, kernel = function->kernel, program = function->program, record,
-                           copied = std::move(copied)] {
-    return execute(context, kernel, program.get(), record, copied);
+                           copied = std::move(copied), bytes] {
+    return execute(context, kernel, program.get(), record, copied, bytes);
   });
+}
+
+Code cuTensorMapEncodeTiled(void* map, unsigned type, unsigned rank, void* base, const uint64_t* extents, const uint64_t* strides,
+                            const uint32_t* box, const uint32_t* element_strides, unsigned interleave, unsigned swizzle, unsigned,
+                            unsigned fill) {
+  CALL(cuTensorMapEncodeTiled);
+  if (!map || reinterpret_cast<uintptr_t>(map) % 64 || !extents || !strides || !box || !element_strides) return INVALID_VALUE;
+  if ((type != FLOAT16 && type != BFLOAT16) || rank != 4 || interleave != NO_INTERLEAVE || fill != ZERO_FILL) return NOT_SUPPORTED;
+  if (swizzle != NO_SWIZZLE && swizzle != SWIZZLE_128B) return NOT_SUPPORTED;
+  for (unsigned i = 0; i < rank; i++)
+    if (element_strides[i] != 1) return NOT_SUPPORTED;
+  const char* broken = simt_encode_tensor_map(map, base, extents, strides, box, swizzle == SWIZZLE_128B ? 128 : 0);
+  if (broken) fprintf(stderr, "stand-in driver: cuTensorMapEncodeTiled: %s\n", broken);
+  return broken ? INVALID_VALUE : SUCCESS;
 }

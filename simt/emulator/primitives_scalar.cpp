@@ -1,5 +1,6 @@
 // Addresses, exchange between lanes, arithmetic, conversion, and CUDA's built-in indices.
 #include <cmath>
+#include <cstring>
 
 #include "../../kernels/ptx/contract.h"
 #include "half.hpp"
@@ -61,8 +62,22 @@ float shfl_idx_f32(float value, uint32_t source_lane) {
   return mine.result;
 }
 
+uint32_t shfl_idx_b32(uint32_t value, uint32_t source_lane) {
+  ShuffleLane mine{0, 0, source_lane};
+  memcpy(&mine.value, &value, sizeof value);
+  collective(Op::ShflIdx, SIMT_CALLER, mine, [](Warp&, auto& lanes) {
+    for (int lane = 0; lane < LANES; lane++)
+      memcpy(&lanes[lane]->result, &lanes[lanes[lane]->operand % LANES]->value, sizeof(uint32_t));
+  });
+  memcpy(&value, &mine.result, sizeof value);
+  return value;
+}
+
 float ex2_approx_ftz_f32(float x) { return flush(exp2f(flush(x))); }
 float lg2_approx_ftz_f32(float x) { return log2f(flush(x)); }
+float rcp_approx_ftz_f32(float x) { return flush(1.0f / flush(x)); }
+float max_f32(float a, float b) { return fmaxf(a, b); }
+float fma_rn_f32(float a, float b, float c) { return fmaf(a, b, c); }
 
 uint32_t cvt_rn_f16x2_f32(float hi, float lo) { return f16_of_f32(lo) | uint32_t(f16_of_f32(hi)) << 16; }
 uint32_t cvt_rn_bf16x2_f32(float hi, float lo) { return bf16_of_f32(lo) | uint32_t(bf16_of_f32(hi)) << 16; }

@@ -32,10 +32,10 @@ const char* name_of(Op op) {
     case Op::WgmmaFence: return "wgmma.fence";
     case Op::WgmmaCommitGroup: return "wgmma.commit_group";
     case Op::WgmmaWaitGroup: return "wgmma.wait_group";
-    case Op::WgmmaSharedF16: return "wgmma.m64n64k16.f16 of two shared operands";
-    case Op::WgmmaSharedBf16: return "wgmma.m64n64k16.bf16 of two shared operands";
-    case Op::WgmmaRegistersF16: return "wgmma.m64n64k16.f16 with A in registers";
-    case Op::WgmmaRegistersBf16: return "wgmma.m64n64k16.bf16 with A in registers";
+    case Op::WgmmaSharedF16: return "wgmma.m64nNk16.f16 of two shared operands";
+    case Op::WgmmaSharedBf16: return "wgmma.m64nNk16.bf16 of two shared operands";
+    case Op::WgmmaRegistersF16: return "wgmma.m64nNk16.f16 with A in registers";
+    case Op::WgmmaRegistersBf16: return "wgmma.m64nNk16.bf16 with A in registers";
   }
   return "?";
 }

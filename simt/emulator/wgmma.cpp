@@ -16,12 +16,13 @@
 namespace simt {
 namespace {
 
-constexpr int ROWS = 16, COLUMNS = 64, K = 16;  // of one warp's part
+constexpr int ROWS = 16, MAX_COLUMNS = 256, K = 16;  // of one warp's part
 constexpr uint32_t CHUNK = 16;                  // bytes that the swizzle keeps together
 constexpr int PER_CHUNK = 8;
 
 struct WgmmaLane {
-  float* d;
+  AccumulatorRegisters d;
+  int columns;
   const uint32_t* a;
   uint64_t a_descriptor, b_descriptor;
   bool accumulate;
@@ -40,9 +41,9 @@ void for_each_chunk(const WgmmaOperation& op, const Warp& warp, Visit visit) {
       for (int k = 0; k < K; k += PER_CHUNK) chunk(a.element(Major::K, first_row(warp) + uint32_t(row), uint32_t(k)));
   if (op.a_in_registers)
     for (int k = 0; k < K; k++)
-      for (int n = 0; n < COLUMNS; n += PER_CHUNK) chunk(b.element(Major::MN, uint32_t(n), uint32_t(k)));
+      for (int n = 0; n < op.columns; n += PER_CHUNK) chunk(b.element(Major::MN, uint32_t(n), uint32_t(k)));
   else
-    for (int n = 0; n < COLUMNS; n++)
+    for (int n = 0; n < op.columns; n++)
       for (int k = 0; k < K; k += PER_CHUNK) chunk(b.element(Major::K, uint32_t(n), uint32_t(k)));
 }
 
@@ -55,7 +56,8 @@ float shared_element(const WgmmaOperation& op, uint32_t address) {
 }
 
 void execute(Warp& warp, const WgmmaOperation& op) {
-  float a[ROWS][K], b[K][COLUMNS], c[ROWS][COLUMNS];
+  // Not on the stack of the fiber.
+  static thread_local float a[ROWS][K], b[K][MAX_COLUMNS], c[ROWS][MAX_COLUMNS];
   const Descriptor a_descriptor{op.a_descriptor}, b_descriptor{op.b_descriptor};
   for (int row = 0; row < ROWS && !op.a_in_registers; row++)
     for (int k = 0; k < K; k++)
@@ -68,14 +70,14 @@ void execute(Warp& warp, const WgmmaOperation& op) {
     }
   const Major b_major = op.a_in_registers ? Major::MN : Major::K;
   for (int k = 0; k < K; k++)
-    for (int n = 0; n < COLUMNS; n++)
+    for (int n = 0; n < op.columns; n++)
       b[k][n] = shared_element(op, b_descriptor.element(b_major, uint32_t(n), uint32_t(k)));
 
-  // The accumulator is a row of eight tiles as mma has them, four registers each.
+  // The accumulator is a row of tiles as mma has them, four registers each.
   WgmmaAccumulator& accumulator = warp.wgmma.accumulators[op.accumulator];
   auto for_each_pair = [&](auto visit) {
     for (int lane = 0; lane < LANES; lane++)
-      for (int pair = 0; pair < 16; pair++) {
+      for (int pair = 0; pair < op.columns / 4; pair++) {
         const Place p = pair_place(lane, pair, TILES_DOWN_C);
         visit(&accumulator.values[lane][2 * pair], &c[p.row][p.column]);
       }
@@ -84,7 +86,7 @@ void execute(Warp& warp, const WgmmaOperation& op) {
   else memset(c, 0, sizeof c);
   for (int row = 0; row < ROWS; row++)
     for (int k = 0; k < K; k++)
-      for (int n = 0; n < COLUMNS; n++) c[row][n] += a[row][k] * b[k][n];
+      for (int n = 0; n < op.columns; n++) c[row][n] += a[row][k] * b[k][n];
   for_each_pair([](float* lane, float* tile) { memcpy(lane, tile, 8); });
   block->stats.wgmma++;
 }
@@ -96,15 +98,21 @@ void guard(Warp& warp, int lane, const void* registers, size_t bytes, bool writt
 // The accumulator's values come here, unless an earlier operation in flight has brought them.
 size_t take_accumulator(Warp& warp, WgmmaLane* const (&lanes)[LANES]) {
   std::vector<WgmmaAccumulator>& all = warp.wgmma.accumulators;
-  auto in_use = [&](const WgmmaAccumulator& a) { return a.operations && a.registers[0] == lanes[0]->d; };
+  const int count = lanes[0]->columns / 2;
+  auto in_use = [&](const WgmmaAccumulator& a) {
+    return a.operations && a.count == count && a.registers[0].at(0) == lanes[0]->d.at(0);
+  };
   auto found = std::find_if(all.begin(), all.end(), in_use);
   if (found == all.end()) {
     found = std::find_if(all.begin(), all.end(), [](const WgmmaAccumulator& a) { return a.operations == 0; });
     if (found == all.end()) found = all.emplace(all.end());
+    found->count = count;
     for (int lane = 0; lane < LANES; lane++) {
-      found->registers[lane] = lanes[lane]->d;
-      memcpy(found->values[lane], lanes[lane]->d, sizeof found->values[lane]);
-      poison(reinterpret_cast<char*>(lanes[lane]->d), sizeof found->values[lane]);
+      const AccumulatorRegisters& registers = found->registers[lane] = lanes[lane]->d;
+      for (int i = 0; i < count; i++) {
+        found->values[lane][i] = *registers.at(i);
+        poison(reinterpret_cast<char*>(registers.at(i)), sizeof(float));
+      }
     }
   }
   found->operations++;
@@ -119,9 +127,9 @@ void guard_again(Warp& warp, const std::vector<WgmmaOperation>& retired) {
     const bool last = --accumulator.operations == 0;
     for (int lane = 0; lane < LANES; lane++) {
       std::vector<GuardedRegisters>& guarded = block->threads[warp.id * LANES + lane].guarded;
-      // Operations retire in the order of their issue, each with the one or two guards that it brought.
-      guarded.erase(guarded.begin(), guarded.begin() + (op.a_in_registers ? 2 : 1));
-      if (last) memcpy(accumulator.registers[lane], accumulator.values[lane], sizeof accumulator.values[lane]);
+      // Operations retire in the order of their issue, each with the guards that it brought.
+      guarded.erase(guarded.begin(), guarded.begin() + op.guards);
+      for (int i = 0; last && i < accumulator.count; i++) *accumulator.registers[lane].at(i) = accumulator.values[lane][i];
     }
   }
 }
@@ -140,13 +148,14 @@ void issue(Op kind, bool bf16, WgmmaLane mine, Pc pc) {
   collective(kind, pc, mine, [&](Warp& warp, auto& lanes) {
     for (const WgmmaLane* lane : lanes)
       if (lane->a_descriptor != mine.a_descriptor || lane->b_descriptor != mine.b_descriptor ||
-          lane->accumulate != mine.accumulate)
+          lane->accumulate != mine.accumulate || lane->columns != mine.columns)
         fail(SIMT_DIVERGENCE, "lanes of one warp give wgmma different descriptors (", at(pc), ")");
     if (!warp.wgmma.fenced)
       fail(SIMT_WGMMA, "wgmma.mma_async (", at(pc), ") without a wgmma.fence since the registers were last the warp's");
     WgmmaOperation op{};
     op.a_descriptor = mine.a_descriptor;
     op.b_descriptor = mine.b_descriptor;
+    op.columns = mine.columns;
     op.a_in_registers = mine.a != nullptr;
     op.bf16 = bf16;
     op.accumulate = mine.accumulate;
@@ -156,11 +165,15 @@ void issue(Op kind, bool bf16, WgmmaLane mine, Pc pc) {
       if (block->launch->checked()) block->shadow.hold(warp, offset, CHUNK, pc);
     });
     op.accumulator = take_accumulator(warp, lanes);
+    // Registers of an interpreted program are no memory that could be guarded.
+    const bool guards = mine.d.slots == nullptr;
+    op.guards = !guards ? 0 : op.a_in_registers ? 2 : 1;
     for (int lane = 0; lane < LANES; lane++) {
-      guard(warp, lane, lanes[lane]->d, 32 * sizeof(float), true, pc);
+      const size_t bytes = size_t(mine.columns) / 2 * sizeof(float);
+      if (guards) guard(warp, lane, lanes[lane]->d.at(0), bytes, true, pc);
       if (!op.a_in_registers) continue;
       memcpy(op.a[lane], lanes[lane]->a, sizeof op.a[lane]);
-      guard(warp, lane, lanes[lane]->a, sizeof op.a[lane], false, pc);
+      if (guards) guard(warp, lane, lanes[lane]->a, sizeof op.a[lane], false, pc);
     }
     warp.wgmma.open.push_back(op);
   });
@@ -190,6 +203,19 @@ void wgmma_wait_group(int groups_left) {
     }
     queue.fenced = false;  // what comes back may now be touched, and the next wgmma needs to be told
   });
+}
+
+void issue_wgmma(bool bf16, AccumulatorRegisters d, int columns, const uint32_t* a, uint64_t a_descriptor,
+                 uint64_t b_descriptor, bool accumulate, Pc pc) {
+  const Op kind = a ? (bf16 ? Op::WgmmaRegistersBf16 : Op::WgmmaRegistersF16)
+                    : (bf16 ? Op::WgmmaSharedBf16 : Op::WgmmaSharedF16);
+  issue(kind, bf16, {d, columns, a, a_descriptor, b_descriptor, accumulate}, pc);
+}
+
+void wgmma(bool bf16, float* d, int tiles, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor,
+           bool accumulate) {
+  const AccumulatorRegisters registers{reinterpret_cast<char*>(d), nullptr};
+  issue_wgmma(bf16, registers, 8 * tiles, a, a_descriptor, b_descriptor, accumulate, SIMT_CALLER);
 }
 
 void check_guarded(const std::vector<GuardedRegisters>& guarded, const char* p, size_t bytes, bool write, Pc pc) {
@@ -229,19 +255,6 @@ void wgmma_commit_group() {
     warp.wgmma.groups.push_back(std::move(warp.wgmma.open));
     warp.wgmma.open.clear();
   });
-}
-
-void wgmma_m64n64k16(F16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
-  issue(Op::WgmmaSharedF16, false, {d, nullptr, a, b, accumulate}, SIMT_CALLER);
-}
-void wgmma_m64n64k16(BF16, float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
-  issue(Op::WgmmaSharedBf16, true, {d, nullptr, a, b, accumulate}, SIMT_CALLER);
-}
-void wgmma_m64n64k16(F16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  issue(Op::WgmmaRegistersF16, false, {d, a, 0, b, accumulate}, SIMT_CALLER);
-}
-void wgmma_m64n64k16(BF16, float (&d)[32], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  issue(Op::WgmmaRegistersBf16, true, {d, a, 0, b, accumulate}, SIMT_CALLER);
 }
 
 }  // namespace ptx

@@ -23,5 +23,6 @@ inline void set(Frame& frame, uint32_t slot, T value) {
 void add_arithmetic(std::vector<Instruction>& table);
 void add_memory(std::vector<Instruction>& table);
 void add_primitives(std::vector<Instruction>& table);
+void add_primitives_sm90a(std::vector<Instruction>& table);
 
 }  // namespace simt

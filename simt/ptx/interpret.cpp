@@ -14,6 +14,7 @@ const Instruction* find_instruction(const std::string& name) {
     add_arithmetic(table);
     add_memory(table);
     add_primitives(table);
+    add_primitives_sm90a(table);
     std::map<std::string, Instruction> by_name;
     for (const Instruction& instruction : table) by_name.emplace(instruction.name, instruction);
     return by_name;

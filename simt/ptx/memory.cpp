@@ -84,6 +84,7 @@ void add_memory(std::vector<Instruction>& table) {
   table.insert(table.end(), {
       {"cvta.to.global.u64", &copy, "ds"},
       {"cvta.global.u64", &copy, "ds"},
+      {"cvta.param.u64", &copy, "ds"},
       {"cvta.shared.u64", &shared_to_generic, "ds"},
       {"cvta.to.shared.u64", &generic_to_shared, "ds"},
   });

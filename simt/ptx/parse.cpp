@@ -243,6 +243,7 @@ class Parser {
     if ((name == "mov.b32" || name == "mov.b64") && is("{")) name += " unpacked";
     else if ((name == "mov.b32" || name == "mov.b64") && is("{", 2)) name += " packed";
     else if (name == "bar.sync" && is(",", 1)) name += " of some";
+    else if (name.rfind("wgmma.mma_async", 0) == 0 && is_list_behind_list()) name += " of registers";
     const Instruction* instruction = find_instruction(name);
     if (!instruction) wrong("the instruction `" + name + "` is not known");
     operation.run = instruction->run;
@@ -255,6 +256,23 @@ class Parser {
     expect(";");
     first_operand_.push_back(first);
     program_.operations.push_back(operation);
+  }
+
+  // {…}, {
+  bool is_list_behind_list() const {
+    size_t ahead = 0;
+    while (at_ + ahead < tokens_.size() && !is("}", ahead)) ahead++;
+    return is("{", ahead + 2);
+  }
+
+  void list(std::vector<uint32_t>& operands) {
+    expect("{");
+    operands.push_back(slot_of(next()));
+    while (is(",")) {
+      next();
+      operands.push_back(slot_of(next()));
+    }
+    expect("}");
   }
 
   void operand(char kind, Operation& operation) {
@@ -285,6 +303,24 @@ class Parser {
         expect("]");
         return;
       }
+      case 'L':
+        list(operands);
+        return;
+      case '_':
+        expect("_");
+        return;
+      case 'e':
+        expect("_");
+        expect("|");
+        operands.push_back(slot_of(next()));
+        return;
+      case 't':
+        expect("[");
+        operands.push_back(slot_of(next()));
+        expect(",");
+        list(operands);
+        expect("]");
+        return;
       case 'l':
         targets_.push_back({program_.operations.size(), next()});
         return;

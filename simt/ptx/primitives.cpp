@@ -84,6 +84,7 @@ void add_primitives(std::vector<Instruction>& table) {
       {"shfl.sync.idx.b32", &shfl<&ptx::shfl_idx_f32>, "dssss"},
       {"ex2.approx.ftz.f32", [](F& f, const O& o) { set(f, o.slot[0], ptx::ex2_approx_ftz_f32(get<float>(f, o.slot[1]))); }, "ds"},
       {"lg2.approx.ftz.f32", [](F& f, const O& o) { set(f, o.slot[0], ptx::lg2_approx_ftz_f32(get<float>(f, o.slot[1]))); }, "ds"},
+      {"rcp.approx.ftz.f32", [](F& f, const O& o) { set(f, o.slot[0], ptx::rcp_approx_ftz_f32(get<float>(f, o.slot[1]))); }, "ds"},
       {"cvt.rn.f16x2.f32", [](F& f, const O& o) {
          set(f, o.slot[0], ptx::cvt_rn_f16x2_f32(get<float>(f, o.slot[1]), get<float>(f, o.slot[2])));
        }, "dss"},

@@ -58,6 +58,8 @@ void interpret(const Program& program, const void* params);
 // What an instruction does, by its full name, and what its operands are, one letter each:
 //   d  slot that is written     s  slot that is read      4 2 1  as many slots in braces
 //   m  [slot + offset]          a  [slot]
+//   L  any number of slots in braces                      t  [slot, {slots}], a tensor map and coordinates
+//   _  a result that is not wanted                        e  _|slot, an elected lane and whether it is this one
 //   l  label                    i  whole number           (labels, numbers and offsets become Operation::offset)
 struct Instruction {
   const char* name;

@@ -21,7 +21,7 @@ use support::{Buffers, Numbers, bf16_bits, f16_bits, kernels};
 
 kernels! { Buffers:
     primitive_ldmatrix primitive_ldmatrix_trans primitive_mma_f16 primitive_mma_bf16 primitive_shfl primitive_cvt
-    primitive_power primitive_copies primitive_synchronise primitive_atomics primitive_indices
+    primitive_power primitive_arithmetic primitive_copies primitive_synchronise primitive_atomics primitive_indices
 }
 
 /// A kernel of tests/kernels/primitives.cuh with its inputs.
@@ -68,9 +68,10 @@ fn primitives() -> Vec<Primitive> {
         primitive("ldmatrix_trans", "ldmatrix<true>", primitive_ldmatrix_trans, &bits[..128], 192, 32),
         primitive("mma_f16", "mma<ptx::F16>", primitive_mma_f16, &f16, 256, 32),
         primitive("mma_bf16", "mma<ptx::BF16>", primitive_mma_bf16, &bf16, 256, 32),
-        primitive("shfl", "exchange_lanes", primitive_shfl, &floats, 96, 32),
+        primitive("shfl", "exchange_lanes", primitive_shfl, &floats, 128, 32),
         primitive("cvt", "convert", primitive_cvt, &floats, 128, 32),
-        primitive("power", "power", primitive_power, &floats, 64, 32),
+        primitive("power", "power", primitive_power, &floats, 96, 32),
+        primitive("arithmetic", "arithmetic", primitive_arithmetic, &floats, 64, 32),
         primitive("copies", "copies", primitive_copies, &bits, 224, 32),
         primitive("synchronise", "synchronise", primitive_synchronise, &bits, 64, 64),
         primitive("atomics", "atomics", primitive_atomics, &bits, 66, 64),
@@ -235,6 +236,8 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ("bf16 in the lower half", "\"h\"(uint16_t(0)), \"h\"(bits)", "\"h\"(bits), \"h\"(uint16_t(0))"),
     ("f16 pairs for bf16 pairs", "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32"),
     ("the other exponential", "ex2.approx.ftz.f32 %0", "lg2.approx.ftz.f32 %0"),
+    ("the smaller one", "max.f32 %0", "min.f32 %0"),
+    ("a product with the sum", "fma.rn.f32 %0, %1, %2, %3", "fma.rn.f32 %0, %1, %3, %2"),
     ("idx for bfly", "shfl.sync.bfly.b32", "shfl.sync.idx.b32"),
     ("a smaller clamp", "shfl.sync.idx.b32 %0, %1, %2, 0x1f", "shfl.sync.idx.b32 %0, %1, %2, 0x0f"),
     ("the whole of 8 bytes", "[%0], [%1], 8, %2;", "[%0], [%1], 8, 8;"),

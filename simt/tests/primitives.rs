@@ -172,12 +172,14 @@ fn wide_f16(bits: u16) -> f32 {
 fn powers_and_logarithms() {
     let mut input = vec![0.0, 1.0, -1.0, 10.0, -126.0, -127.0, f32::NEG_INFINITY, 128.0, 0.3, -7.7, 1e-40];
     input.resize(32, 2.0);
-    let out = floats(&warp(primitive_power, &bits(&input), 64));
+    let out = floats(&warp(primitive_power, &bits(&input), 96));
     for (i, &x) in input.iter().enumerate() {
         let denormal = |x: f32| x != 0.0 && x.abs() < f32::MIN_POSITIVE;
         let power = f64::from(x).exp2() as f32;
         let expected = if denormal(power) { 0.0 } else { power };
         assert!(out[i] == expected || ((out[i] - expected) / expected).abs() <= 2f32.powi(-22), "2^{x}: {}", out[i]);
+        let inverse = if denormal(x) { f32::INFINITY } else { 1.0 / x };
+        assert!(out[64 + i] == inverse || ((out[64 + i] - inverse) / inverse).abs() <= 2f32.powi(-23), "1 / {x}");
         if x >= 0.0 {
             let expected = if denormal(x) { f32::NEG_INFINITY } else { f64::from(x).log2() as f32 };
             assert!(

@@ -3,10 +3,10 @@
 //! Tensors are copied into memory of the emulated device and back, as they would be for a GPU.
 
 use crate::error::Error;
-use crate::plan::params::{BackwardParams, ForwardParams, ReduceParams};
+use crate::plan::params::{BackwardParams, ForwardParams, MappedForwardParams, ReduceParams, TensorMap};
 use crate::plan::{Plan, Reason, Refusal, launch};
 use crate::problem::{Argument, Attention, Backward, Gradient, Problem, Tensor, TensorMut, TensorRef};
-use simt::{Checks, Kernel, Program};
+use simt::{Checks, Kernel, Program, Swizzle};
 pub use simt::{Report, Stats, SyncSite};
 use std::ffi::c_void;
 use std::path::Path;
@@ -53,6 +53,8 @@ impl Default for Settings {
 // SAFETY: a `repr(C)` struct of integers, floats and arrays of such structs, each of a size that is a multiple of its
 // alignment of 8 with no gap: the build asserts offsets and sizes against the sum of the fields.
 unsafe impl bytemuck::NoUninit for ForwardParams {}
+// SAFETY: as above, with an alignment of 64.
+unsafe impl bytemuck::NoUninit for MappedForwardParams {}
 // SAFETY: as above.
 unsafe impl bytemuck::NoUninit for BackwardParams {}
 // SAFETY: as above.
@@ -68,6 +70,7 @@ pub fn stand_in_driver() -> Option<&'static Path> {
 #[expect(clippy::enum_variant_names, reason = "the names of the structs")]
 enum AnyKernel {
     ForwardParams(Kernel<ForwardParams>),
+    MappedForwardParams(Kernel<MappedForwardParams>),
     BackwardParams(Kernel<BackwardParams>),
     ReduceParams(Kernel<ReduceParams>),
 }
@@ -165,19 +168,31 @@ pub(crate) fn forward(
     let mut lse_memory = lse.as_ref().map(|lse| Memory::of(&lse.as_ref()));
     let outputs = [out_memory.address(), lse_memory.as_ref().map_or(0, Memory::address)];
     let params = launch::forward(problem, plan, &inputs, |_, memory| memory.address(), outputs);
+    let mapped = (plan.has_tensor_maps() && !plan.launched().is_empty()).then(|| {
+        let rule = |message| Error::Fault { kernel: plan.symbol(), message };
+        launch::mapped(params, plan, tensor_map).map(Box::new).map_err(rule)
+    });
+    let mapped = mapped.transpose()?;
     let mut report = None;
     for number in 0..plan.launched().len() {
         let mut device = DeviceMemory::default();
         inputs.tensors().for_each(|(argument, memory)| device.input(argument, memory));
         device.output(Argument::Out, &mut out_memory);
         lse_memory.iter_mut().for_each(|memory| device.output(Argument::Lse, memory));
-        report = Some(run(plan, number, problem, settings, Block::Forward(&params), device)?);
+        let block = mapped.as_ref().map_or(Block::Forward(&params), |mapped| Block::MappedForward(mapped));
+        report = Some(run(plan, number, problem, settings, block, device)?);
     }
     out.bytes.copy_from_slice(out_memory.bytes());
     if let (Some(lse), Some(memory)) = (lse, &lse_memory) {
         lse.bytes.copy_from_slice(memory.bytes());
     }
     Ok(report)
+}
+
+/// A tensor map of the emulator's.
+fn tensor_map(of: &launch::MapOf) -> Result<TensorMap, String> {
+    let map = simt::TensorMap::encode(of.address, of.extents, of.strides, of.boxed, Swizzle::Bytes128)?;
+    Ok(TensorMap(bytemuck::cast(map)))
 }
 
 /// Runs a backward problem whose slices are long enough: a report for each launch.
@@ -225,6 +240,7 @@ pub(crate) fn backward(
 /// The block of parameters of a launch.
 enum Block<'p> {
     Forward(&'p ForwardParams),
+    MappedForward(&'p MappedForwardParams),
     Backward(&'p BackwardParams),
     Reduce(&'p ReduceParams),
 }
@@ -261,6 +277,9 @@ fn run(
     let site = settings.without.as_ref().filter(|(launch, _)| *launch == number).map(|(_, site)| site);
     let report = match (kernels::kernel(&symbol), block) {
         (Some(AnyKernel::ForwardParams(kernel)), Block::Forward(params)) => {
+            emulate(kernel, params, shape, &symbol, settings, site, memory)
+        }
+        (Some(AnyKernel::MappedForwardParams(kernel)), Block::MappedForward(params)) => {
             emulate(kernel, params, shape, &symbol, settings, site, memory)
         }
         (Some(AnyKernel::BackwardParams(kernel)), Block::Backward(params)) => {

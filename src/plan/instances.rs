@@ -1,10 +1,11 @@
 //! The table of kernel instances: the only list of what can run.
 //!
 //! Dispatch looks up in it, the build compiles device code from it, and the README's support table is printed from it. Only the
-//! standard library, the words of problem/dtype.rs and the shapes of rows (sm80.rs), because the build script reads this
+//! standard library, the words of problem/dtype.rs and the shapes of rows (sm80.rs, sm90.rs), because the build script reads this
 //! file too.
 
 use super::sm80;
+use super::sm90::{self, Tiles};
 use crate::problem::{DType, Direction};
 use std::fmt::Write;
 
@@ -68,6 +69,8 @@ pub struct Instance {
 pub struct DeviceCode {
     /// Oldest compute capability that runs it.
     pub compute_capability: (u32, u32),
+    /// Whether no other runs it.
+    pub specific: bool,
     /// Threads of a block.
     pub threads: u32,
     /// Blocks that have room on a multiprocessor at once, as far as registers go: a thread has its share and no more.
@@ -78,8 +81,14 @@ pub struct DeviceCode {
     pub shared_bytes_per_key_tile: u32,
     /// And for every 16 of those keys with gradients that are wanted.
     pub shared_bytes_per_gradient_tile: u32,
+    /// Whether it takes biases and masks, and scales that are not positive.
+    pub biased: bool,
     /// Whether it takes a softcap.
     pub softcap: bool,
+    /// Whether it copies by tensor maps, which not every tensor has.
+    pub tensor_maps: bool,
+    /// Segments that it takes, of all branches together.
+    pub max_segments: usize,
     /// Kernels that complete its work in launches of their own, in this order, each where there is something for it to do: the
     /// row of the same type that is wide enough.
     pub followers: &'static [&'static str],
@@ -98,19 +107,24 @@ pub(super) struct EntryPoint {
     /// third the rows of those that pass through shared memory.
     pub(super) config: &'static str,
     pub(super) rows: Option<usize>,
+    /// The fourth and fifth parameter: warpgroups that multiply, and stages.
+    pub(super) warpgroups: Option<[usize; 2]>,
 }
 
 /// Branches of one launch of device code, and segments of all of them together; kernels/params.h has the same numbers.
 pub const MAX_BRANCHES: usize = 32;
 /// See [`MAX_BRANCHES`].
 pub const MAX_SEGMENTS: usize = 32;
+/// Segments of one launch of a kernel that copies by tensor maps.
+pub const MAX_MAPPED_SEGMENTS: usize = 8;
 /// Sums of one launch of the kernel that adds up parts.
 pub const MAX_SUMS: usize = 32;
 
 const FLOATS: &[DType] = &[DType::F16, DType::BF16, DType::F32];
 
 /// Every kernel there is. Of the rows that take a problem the first one runs it: keys that stay in shared memory before
-/// keys that stream through it, narrow tiles before wide ones.
+/// keys that stream through it, what one GPU alone has before what all have, plain logits before any, narrow tiles before wide
+/// ones.
 pub static INSTANCES: &[Instance] = &[
     sm80::forward_short(sm80::F16, 40, 96),
     sm80::forward_short(sm80::F16, 64, 96),
@@ -124,6 +138,32 @@ pub static INSTANCES: &[Instance] = &[
     sm80::forward_short(sm80::BF16, 96, 96),
     sm80::forward_short(sm80::BF16, 128, 96),
     sm80::forward_short(sm80::BF16, 160, 96),
+    sm90::forward_streaming(sm80::F16, 40, Tiles { block_kv: 128, consumers: 3, stages: 4 }),
+    sm90::forward_streaming(sm80::F16, 64, Tiles { block_kv: 128, consumers: 3, stages: 4 }),
+    sm90::forward_streaming(sm80::F16, 80, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::F16, 96, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::F16, 128, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::F16, 160, Tiles { block_kv: 64, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::F16, 256, Tiles { block_kv: 80, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::BF16, 40, Tiles { block_kv: 128, consumers: 3, stages: 4 }),
+    sm90::forward_streaming(sm80::BF16, 64, Tiles { block_kv: 128, consumers: 3, stages: 4 }),
+    sm90::forward_streaming(sm80::BF16, 80, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::BF16, 96, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::BF16, 128, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::BF16, 160, Tiles { block_kv: 64, consumers: 2, stages: 2 }),
+    sm90::forward_streaming(sm80::BF16, 256, Tiles { block_kv: 80, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::F16, 40, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
+    sm90::forward_biased(sm80::F16, 64, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
+    sm90::forward_biased(sm80::F16, 80, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::F16, 96, Tiles { block_kv: 96, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::F16, 128, Tiles { block_kv: 96, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::F16, 160, Tiles { block_kv: 64, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::BF16, 40, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
+    sm90::forward_biased(sm80::BF16, 64, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
+    sm90::forward_biased(sm80::BF16, 80, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::BF16, 96, Tiles { block_kv: 96, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::BF16, 128, Tiles { block_kv: 96, consumers: 2, stages: 2 }),
+    sm90::forward_biased(sm80::BF16, 160, Tiles { block_kv: 64, consumers: 2, stages: 2 }),
     sm80::forward_streaming(sm80::F16, 40, 64),
     sm80::forward_streaming(sm80::F16, 64, 64),
     sm80::forward_streaming(sm80::F16, 80, 64),

@@ -2,7 +2,8 @@
 
 use super::backward::{Division, Factor, Place, Rows, Sum};
 use super::params::{
-    BackwardParams, BranchParams, ForwardParams, GradientRows, ReduceParams, SegmentGradients, SegmentParams, SumParams,
+    BackwardParams, BranchParams, ForwardParams, GradientRows, MappedForwardParams, ReduceParams, SegmentGradients,
+    SegmentParams, SumParams, TensorMap,
 };
 use super::{Launched, MAX_SUMS, Plan};
 use crate::problem::{
@@ -84,13 +85,60 @@ pub(crate) fn forward<'t, T>(
                 seq_kv: segment.seq_kv as i32,
                 group: segment.group as i32,
                 causal: causal(segment.causal),
-                window_left: side(segment.window.left),
-                window_right: side(segment.window.right),
+                window_left: side(segment.window.left, problem.seq_q + segment.seq_kv),
+                window_right: side(segment.window.right, problem.seq_q + segment.seq_kv),
                 bias_type: bias_type(segment.bias.map(|(dtype, _)| dtype)),
             };
         }
     }
     params
+}
+
+/// What a tensor map describes: 16-bit elements in four dimensions, innermost first, and the box that one copy brings, under the
+/// 128-byte swizzle. Elements outside of the tensor arrive as zeros.
+pub(crate) struct MapOf {
+    pub(crate) address: u64,
+    pub(crate) extents: [u64; 4],
+    /// Of the outer three dimensions, in bytes.
+    pub(crate) strides: [u64; 3],
+    pub(crate) boxed: [u32; 4],
+}
+
+impl MapOf {
+    /// Rows of `width` elements; extents and strides of batch, sequence and head as the parameter block has them.
+    fn rows(address: u64, width: i32, extents: [i32; 3], strides: [i64; 3], boxed: usize) -> MapOf {
+        // A map wants a stride even where there is only one index.
+        const ANY: u64 = 16;
+        let [batch, seq, head] = [0, 1, 2].map(|n| match strides[n] {
+            0 => (1, ANY),
+            stride => (extents[n] as u64, if extents[n] == 1 { ANY } else { stride as u64 * 2 }),
+        });
+        let [outer, middle, inner] = [batch, head, seq];
+        MapOf {
+            address,
+            extents: [width as u64, inner.0, middle.0, outer.0],
+            strides: [inner.1, middle.1, outer.1],
+            boxed: [64, boxed as u32, 1, 1],
+        }
+    }
+}
+
+/// The block of a forward whose kernel copies by tensor maps, which `encode` makes.
+pub(crate) fn mapped<E>(
+    forward: ForwardParams,
+    plan: &Plan,
+    mut encode: impl FnMut(&MapOf) -> Result<TensorMap, E>,
+) -> Result<MappedForwardParams, E> {
+    let ForwardParams { batch, heads, head_dim, value_dim, .. } = forward;
+    let q = MapOf::rows(forward.q, head_dim, [batch, forward.seq_q, heads], forward.q_stride, 64);
+    let mut params =
+        MappedForwardParams { q: encode(&q)?, k: Default::default(), v: Default::default(), forward, reserved: [0; 6] };
+    for (n, segment) in forward.segment.iter().take(params.k.len()).enumerate().filter(|(_, s)| s.seq_kv > 0) {
+        let extents = [batch, segment.seq_kv, heads / segment.group.max(1)];
+        params.k[n] = encode(&MapOf::rows(segment.k, head_dim, extents, segment.k_stride, plan.block_kv()))?;
+        params.v[n] = encode(&MapOf::rows(segment.v, value_dim, extents, segment.v_stride, plan.block_kv()))?;
+    }
+    Ok(params)
 }
 
 /// The blocks of a backward's launches.
@@ -231,9 +279,9 @@ fn causal(causal: Causal) -> i32 {
     }
 }
 
-/// No position differs by more than `i32::MAX`, so a wider window is an open one.
-fn side(side: Option<u32>) -> i32 {
-    side.and_then(|side| i32::try_from(side).ok()).unwrap_or(-1)
+/// No two positions are further apart than all of them are many, so a wider window is an open one.
+fn side(side: Option<u32>, positions: usize) -> i32 {
+    side.filter(|&side| (side as usize) < positions).and_then(|side| i32::try_from(side).ok()).unwrap_or(-1)
 }
 
 fn bias_type(dtype: Option<DType>) -> i32 {

@@ -13,6 +13,7 @@ mod objections;
 pub(crate) mod params;
 mod refusal;
 mod sm80;
+mod sm90;
 #[allow(dead_code, reason = "the build script reads names and the PTX architecture")]
 mod target;
 
@@ -172,6 +173,12 @@ impl Plan {
     #[cfg(any(feature = "cuda", feature = "emulated"))]
     pub(crate) fn launched(&self) -> &[Launched] {
         &self.launches
+    }
+
+    /// Whether its kernel copies by tensor maps.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub(crate) fn has_tensor_maps(&self) -> bool {
+        self.instance.device.as_ref().is_some_and(|code| code.tensor_maps)
     }
 
     /// Queries of one tile.

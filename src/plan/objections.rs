@@ -1,6 +1,6 @@
 //! What speaks against a row of the table: everything, so that a refusal can tell it all.
 
-use super::{Device, DeviceCode, Engine, Instance, MAX_BRANCHES, MAX_SEGMENTS, Plan, Reason, TOOLKIT, Target};
+use super::{Device, DeviceCode, Engine, Instance, MAX_BRANCHES, Plan, Reason, TOOLKIT, Target};
 use crate::problem::{DType, Gradient, Problem, Results};
 
 /// Is called with each reason against an instance, which is made only if it is wanted.
@@ -52,11 +52,22 @@ fn of_table(instance: &Instance, engine: Engine, problem: &Problem, object: &mut
         if problem.softcap.is_some() && !device.softcap {
             object(&|| Reason::Softcap);
         }
+        if !device.biased {
+            if let Some(segment) = problem.segments().position(|segment| segment.bias.is_some()) {
+                object(&|| Reason::Bias { segment });
+            }
+            if problem.softmax_scale <= 0.0 {
+                object(&|| Reason::Scale { got: problem.softmax_scale });
+            }
+        }
+        for argument in problem.unmapped_rows().filter(|_| device.tensor_maps) {
+            object(&|| Reason::TensorMap { argument });
+        }
         for argument in problem.misaligned_rows(instance.head_dim_step) {
             object(&|| Reason::Alignment { argument });
         }
         let segments = problem.segments().count();
-        let lists = [("branches", problem.branches.len(), MAX_BRANCHES), ("segments", segments, MAX_SEGMENTS)];
+        let lists = [("branches", problem.branches.len(), MAX_BRANCHES), ("segments", segments, device.max_segments)];
         for (list, got, limit) in lists.into_iter().filter(|&(_, got, limit)| got > limit) {
             object(&|| Reason::TooMany { list, got, limit });
         }
@@ -74,8 +85,11 @@ const MAX_GRID: u128 = i32::MAX as u128;
 /// What the device lacks for a row and those that follow it.
 fn of_device(instance: &Instance, problem: &Problem, device: &Device, object: &mut Objections<'_>) {
     let (Some(code), Some((have, shared))) = (&instance.device, device.limits()) else { return };
-    if have < code.compute_capability {
-        object(&|| Reason::ComputeCapability { have, need: code.compute_capability });
+    let need = code.compute_capability;
+    if code.specific && have != need {
+        object(&|| Reason::OtherGpu { have, need });
+    } else if have < need {
+        object(&|| Reason::ComputeCapability { have, need });
     } else if let (Device::Cuda(_), Some(reason)) = (device, image_reason(code, have)) {
         object(&|| reason.clone());
     }
@@ -89,7 +103,7 @@ fn of_device(instance: &Instance, problem: &Problem, device: &Device, object: &m
 /// Whether this build holds the kernel in a form that the GPU loads.
 fn image_reason(code: &DeviceCode, have: (u32, u32)) -> Option<Reason> {
     let Some(toolkit) = &TOOLKIT else { return Some(Reason::NoCompiler) };
-    let compiled = toolkit.targets.iter().filter(|target| code.compute_capability <= target.capability);
+    let compiled = toolkit.targets.iter().filter(|target| code.compiles_for(target));
     match Target::best(compiled, have) {
         Some(_) => None,
         None => Some(Reason::Architecture { have, compiled: toolkit.targets }),
@@ -114,6 +128,11 @@ pub(crate) fn table_reasons(engine: Engine, problem: &Problem) -> Vec<Reason> {
 }
 
 impl DeviceCode {
+    /// Whether a build for the target holds it.
+    pub fn compiles_for(&self, target: &Target) -> bool {
+        target.takes(self.compute_capability, self.specific)
+    }
+
     /// Bytes of dynamic shared memory of one block.
     pub(crate) fn shared_bytes_of(&self, problem: &Problem) -> u32 {
         let tiles = |seq_kv: usize| u32::try_from(seq_kv.div_ceil(16)).unwrap_or(u32::MAX);

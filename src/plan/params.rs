@@ -5,7 +5,7 @@
 
 #![allow(missing_docs, reason = "kernels/params.h documents the fields")]
 
-use super::instances::{MAX_BRANCHES, MAX_SEGMENTS, MAX_SUMS};
+use super::instances::{MAX_BRANCHES, MAX_MAPPED_SEGMENTS, MAX_SEGMENTS, MAX_SUMS};
 use std::mem::offset_of;
 
 #[derive(Clone, Copy, Default)]
@@ -61,6 +61,21 @@ pub struct ForwardParams {
     pub softcap: f32,
     pub branch: [BranchParams; MAX_BRANCHES],
     pub segment: [SegmentParams; MAX_SEGMENTS],
+}
+
+/// `ptx::TensorMap`, as `cuTensorMapEncodeTiled` fills it.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct MappedForwardParams {
+    pub q: TensorMap,
+    pub k: [TensorMap; MAX_MAPPED_SEGMENTS],
+    pub v: [TensorMap; MAX_MAPPED_SEGMENTS],
+    pub forward: ForwardParams,
+    pub reserved: [u64; 6],
 }
 
 #[derive(Clone, Copy, Default)]
@@ -150,6 +165,7 @@ layout! {
         q, out, lse, q_stride, out_stride, lse_stride, batch, heads, seq_q, head_dim, value_dim, head_blocks, branches,
         accumulate, softmax_scale, softcap, branch, segment,
     }
+    MappedForwardParams { q, k, v, forward, reserved }
     GradientRows { to, stride, f32, reserved }
     SegmentGradients {
         dk, dv, dbias, dbias_stride, bias_extent, bias_blocks, bias_parts, key_blocks, key_parts, key_batch, reserved,
@@ -171,7 +187,12 @@ pub fn assertions() -> String {
     for (name, size) in SIZES {
         header += &format!("static_assert(sizeof({name}) == {size}, \"src/plan/params.rs\");\n");
     }
-    for (name, most) in [("MAX_BRANCHES", MAX_BRANCHES), ("MAX_SEGMENTS", MAX_SEGMENTS), ("MAX_SUMS", MAX_SUMS)] {
+    for (name, most) in [
+        ("MAX_BRANCHES", MAX_BRANCHES),
+        ("MAX_SEGMENTS", MAX_SEGMENTS),
+        ("MAX_MAPPED_SEGMENTS", MAX_MAPPED_SEGMENTS),
+        ("MAX_SUMS", MAX_SUMS),
+    ] {
         header += &format!("static_assert({name} == {most}, \"src/plan/params.rs\");\n");
     }
     header

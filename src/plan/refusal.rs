@@ -71,6 +71,27 @@ pub enum Reason {
     /// A softcap where the kernel takes none.
     #[error("softcap is given; its kernel for short branches takes none")]
     Softcap,
+    /// A bias or a mask where the kernel takes none.
+    #[error("segment {segment} has a bias or a mask; its kernel for plain logits takes none")]
+    Bias {
+        /// The first segment that has one.
+        segment: usize,
+    },
+    /// A scale that turns the largest product into the smallest logit, or all into one.
+    #[error("softmax_scale is {got}; its kernel for plain logits takes positive ones")]
+    Scale {
+        /// The scale.
+        got: f32,
+    },
+    /// A tensor that bulk copies cannot describe.
+    #[error(
+        "{argument} has no tensor map: of an extent above 1 the stride is positive, its sequence does not broadcast and is \
+         shorter than 2^29, and no stride reaches 2^40 bytes"
+    )]
+    TensorMap {
+        /// Which tensor.
+        argument: Argument,
+    },
     /// A branch whose keys do not fit the registers of a kernel that keeps them all.
     #[error("a branch has {got} keys, padded; its kernel for short branches takes {limit}")]
     RowKeys {
@@ -101,6 +122,14 @@ pub enum Reason {
         /// What the GPU is.
         have: (u32, u32),
         /// What the kernel needs.
+        need: (u32, u32),
+    },
+    /// A GPU that is another than the one the kernel is for.
+    #[error("the GPU is sm_{}{}; its kernel is for sm_{}{}a alone", .have.0, .have.1, .need.0, .need.1)]
+    OtherGpu {
+        /// What the GPU is.
+        have: (u32, u32),
+        /// What the kernel is for.
         need: (u32, u32),
     },
     /// A GPU for which nothing was compiled.

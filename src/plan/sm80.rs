@@ -1,7 +1,7 @@
 //! The rows of device code for sm_80 and newer: one function per file of kernels/, which states what a row of that kernel takes
 //! of a multiprocessor. The build asserts the numbers against the kernel's own.
 
-use super::instances::{DeviceCode, Engine, EntryPoint, Instance};
+use super::instances::{DeviceCode, Engine, EntryPoint, Instance, MAX_SEGMENTS};
 use crate::problem::{DType, Direction};
 
 /// Kernels that follow others.
@@ -96,8 +96,13 @@ pub const fn backward_bias(dtypes: &'static [DType], width: usize, block_kv: usi
 
 /// Sums of whatever width. Elements are of the type of gradients that are not f32.
 pub const fn backward_reduce(dtypes: &'static [DType]) -> Instance {
-    let entry =
-        EntryPoint { function: "backward_reduce", params: "ReduceParams", config: "BackwardReduceConfig", rows: None };
+    let entry = EntryPoint {
+        function: "backward_reduce",
+        params: "ReduceParams",
+        config: "BackwardReduceConfig",
+        rows: None,
+        warpgroups: None,
+    };
     let device = Some(DeviceCode { resident_blocks: 4, ..code(entry, THREADS as usize * 4) });
     Instance { kernel: BACKWARD_REDUCE, leads: false, device, ..backward(dtypes, 256) }
 }
@@ -105,19 +110,23 @@ pub const fn backward_reduce(dtypes: &'static [DType]) -> Instance {
 const THREADS: u32 = 128;
 
 const fn tiled(function: &'static str, params: &'static str, config: &'static str, rows: usize) -> EntryPoint {
-    EntryPoint { function, params, config, rows: Some(rows) }
+    EntryPoint { function, params, config, rows: Some(rows), warpgroups: None }
 }
 
 /// What most kernels have in common: shared memory that depends on nothing, two blocks on a multiprocessor.
 const fn code(entry: EntryPoint, shared_bytes: usize) -> DeviceCode {
     DeviceCode {
         compute_capability: (8, 0),
+        specific: false,
         threads: THREADS,
         resident_blocks: 2,
         shared_bytes: [shared_bytes as u32; 2],
         shared_bytes_per_key_tile: 0,
         shared_bytes_per_gradient_tile: 0,
+        biased: true,
         softcap: true,
+        tensor_maps: false,
+        max_segments: MAX_SEGMENTS,
         followers: &[],
         entry,
     }

@@ -80,6 +80,15 @@ impl Target {
         }
     }
 
+    /// Whether code for this compute capability and later ones, or for it alone, can be compiled for it.
+    pub fn takes(&self, capability: (u32, u32), specific: bool) -> bool {
+        if specific {
+            self.capability == capability && self.form == Form::Specific
+        } else {
+            capability <= self.capability
+        }
+    }
+
     /// Of those that load, the one that fits best: what is compiled for this GPU before what is compiled on it.
     pub fn best<'t>(targets: impl IntoIterator<Item = &'t Target>, gpu: (u32, u32)) -> Option<&'t Target> {
         let fitting = targets.into_iter().filter(|target| target.loads_on(gpu));

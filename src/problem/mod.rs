@@ -208,6 +208,25 @@ impl Problem {
         rows.filter(move |(_, strides)| !aligned(strides)).map(|(argument, _)| argument)
     }
 
+    /// Queries, keys and values that no tensor map describes: a map has no negative strides, none of 2^40 bytes or more, and here
+    /// no broadcast along the sequence, whose positions stay below 2^29.
+    pub(crate) fn unmapped_rows(&self) -> impl Iterator<Item = Argument> {
+        const MOST_POSITIONS: usize = 1 << 29;
+        let keys = self.segments().enumerate().flat_map(|(i, segment)| {
+            let heads = self.heads / segment.group.max(1);
+            [(Argument::K(i), segment.seq_kv, heads, segment.k), (Argument::V(i), segment.seq_kv, heads, segment.v)]
+        });
+        let size = self.dtype.size();
+        let mapped = move |seq: usize, heads: usize, [batch_stride, seq_stride, head_stride, _]: Strides<4>| {
+            let dimensions = [(self.batch, batch_stride), (seq, seq_stride), (heads, head_stride)];
+            let strides = dimensions.into_iter().filter(|&(extent, _)| extent > 1).map(|(_, stride)| stride);
+            let fits = |stride: isize| stride >= 0 && (stride as u64).saturating_mul(size as u64) < 1 << 40;
+            seq < MOST_POSITIONS && (seq <= 1 || seq_stride != 0) && strides.into_iter().all(fits)
+        };
+        let rows = [(Argument::Q, self.seq_q, self.heads, self.q)].into_iter().chain(keys);
+        rows.filter(move |&(_, seq, heads, strides)| !mapped(seq, heads, strides)).map(|(argument, ..)| argument)
+    }
+
     /// Elements of everything that is written.
     pub(crate) fn result_elements(&self) -> usize {
         let rows = elements(&[self.batch, self.heads, self.seq_q]);

@@ -93,17 +93,17 @@ __global__ void stored(const __grid_constant__ HopperParams p) {
   if (V != Product::NoProxyFence) ptx::fence_proxy_async_shared_cta();
   // And everyone's.
   ptx::barrier_cta();
-  float d[32] = {};
+  float d[8][4] = {};
   if (V != Product::NoFence) ptx::wgmma_fence();
   for (int step = 0; step < 4; step++) {
     const uint64_t tile = descriptor(shared + step * 32);
-    ptx::wgmma_m64n64k16(ptx::F16(), d, tile, tile, step > 0);  // [stored wgmma]
+    ptx::wgmma_m64nNk16(ptx::F16(), d, tile, tile, step > 0);  // [stored wgmma]
   }
   if (V != Product::NoCommit) ptx::wgmma_commit_group();
   if (V == Product::WriteInFlight) words(threadIdx.x * 64)[0] = 0;  // [stored overwrite]
   if (V == Product::ExitInFlight) return;
   if (V != Product::NoWait) ptx::wgmma_wait_group<0>();
-  for (int i = 0; i < 32; i++) p.out[threadIdx.x * 32 + i] = uint32_t(int(d[i]));  // [stored use]
+  for (int i = 0; i < 32; i++) p.out[threadIdx.x * 32 + i] = uint32_t(int(d[i / 4][i % 4]));  // [stored use]
 }
 
 // A bulk copy over what was stored plainly.

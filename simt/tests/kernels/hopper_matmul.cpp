@@ -42,7 +42,7 @@ __device__ __forceinline__ void produce(const MatmulParams& p, const Ring& ring,
 template <class Element, bool SHARED, Variant V>
 __device__ __forceinline__ void consume(const MatmulParams& p, const Ring& ring, int tiles) {
   const uint32_t warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  float rC[32] = {};
+  float rC[8][4] = {};
   for (int t = 0; t < tiles; t++) {
     uint32_t rA[4][4];
     // Both tiles have landed.
@@ -54,9 +54,9 @@ __device__ __forceinline__ void consume(const MatmulParams& p, const Ring& ring,
     ptx::wgmma_fence();
     for (int step = 0; step < 4; step++) {
       if (SHARED)
-        ptx::wgmma_m64n64k16(Element(), rC, a + (step * 32 >> 4), b + (step * 32 >> 4), true);  // [ss]
+        ptx::wgmma_m64nNk16(Element(), rC, a + (step * 32 >> 4), b + (step * 32 >> 4), true);  // [ss]
       else
-        ptx::wgmma_m64n64k16(Element(), rC, rA[step], b + (step * 16 * ROW_BYTES >> 4), true);  // [rs]
+        ptx::wgmma_m64nNk16(Element(), rC, rA[step], b + (step * 16 * ROW_BYTES >> 4), true);  // [rs]
     }
     ptx::wgmma_commit_group();
     if (V == Variant::EarlyRelease) ptx::mbarrier_arrive(ring.empty(t));
@@ -68,7 +68,7 @@ __device__ __forceinline__ void consume(const MatmulParams& p, const Ring& ring,
   for (uint32_t i = 0; i < 32; i++) {
     const uint32_t row = blockIdx.y * TILE + 16 * warp + lane / 4 + i / 2 % 2 * 8;
     const uint32_t column = blockIdx.x * TILE + i / 4 * 8 + lane % 4 * 2 + i % 2;
-    if (row < p.m && column < p.n) p.c[row * p.n + column] = rC[i];
+    if (row < p.m && column < p.n) p.c[row * p.n + column] = rC[i / 4][i % 4];
   }
 }
 

@@ -10,6 +10,7 @@ void primitive_mma_bf16(const void* p) { simt::entry<mma<ptx::BF16>>(p); }
 void primitive_shfl(const void* p) { simt::entry<exchange_lanes>(p); }
 void primitive_cvt(const void* p) { simt::entry<convert>(p); }
 void primitive_power(const void* p) { simt::entry<power>(p); }
+void primitive_arithmetic(const void* p) { simt::entry<arithmetic>(p); }
 void primitive_copies(const void* p) { simt::entry<copies>(p); }
 void primitive_synchronise(const void* p) { simt::entry<synchronise>(p); }
 void primitive_atomics(const void* p) { simt::entry<atomics>(p); }

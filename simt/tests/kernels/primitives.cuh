@@ -44,6 +44,7 @@ __device__ void exchange_lanes(Buffers p) {
   out[threadIdx.x] = ptx::shfl_bfly_f32(x, 1);
   out[32 + threadIdx.x] = ptx::shfl_bfly_f32(x, 16);
   out[64 + threadIdx.x] = ptx::shfl_idx_f32(x, threadIdx.x * 7);
+  p.out[96 + threadIdx.x] = ptx::shfl_idx_b32(p.in[threadIdx.x], threadIdx.x * 3);
 }
 
 // in: pairs of f32 (hi, lo).
@@ -63,6 +64,16 @@ __device__ void power(Buffers p) {
   auto* out = reinterpret_cast<float*>(p.out);
   out[threadIdx.x] = ptx::ex2_approx_ftz_f32(x);
   out[32 + threadIdx.x] = ptx::lg2_approx_ftz_f32(x);
+  out[64 + threadIdx.x] = ptx::rcp_approx_ftz_f32(x);
+}
+
+// in: one f32 per lane.
+__device__ void arithmetic(Buffers p) {
+  const auto* in = reinterpret_cast<const float*>(p.in);
+  const float x = in[threadIdx.x], y = in[threadIdx.x * 5 % 32];
+  auto* out = reinterpret_cast<float*>(p.out);
+  out[threadIdx.x] = ptx::max_f32(x, y);
+  out[32 + threadIdx.x] = ptx::fma_rn_f32(x, y, -x);
 }
 
 // 16, 8 and 4 bytes, in three groups that land one after the other.

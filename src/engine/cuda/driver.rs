@@ -3,7 +3,10 @@
 //! Not through cudarc: it panics where the library or one of its calls is missing, and which calls it declares depends
 //! on the toolkit that it found at its own build.
 
+use crate::plan::launch::MapOf;
+use crate::plan::params::TensorMap;
 use crate::plan::{CudaDevice, CudaError, Reason};
+use crate::problem::DType;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -65,6 +68,10 @@ calls! {
             *mut *mut c_void
         );
         cuThreadExchangeStreamCaptureMode(*mut c_uint);
+        cuTensorMapEncodeTiled(
+            *mut c_void, c_uint, c_uint, *mut c_void, *const u64, *const u64, *const u32, *const u32, c_uint, c_uint,
+            c_uint, c_uint
+        );
     }
 }
 
@@ -253,6 +260,38 @@ impl Driver {
         let code = unsafe { (launches.cuKernelSetAttribute)(MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes, kernel, device) };
         self.check("cuKernelSetAttribute", code)?;
         Ok(Kernel(kernel))
+    }
+
+    /// A tensor map for 16-bit elements. Looks at no memory of the device and enqueues nothing.
+    pub(super) fn tensor_map(&self, dtype: DType, of: &MapOf) -> Result<TensorMap, Reason> {
+        // Of cuda.h: CU_TENSOR_MAP_DATA_TYPE_…, …_SWIZZLE_128B, …_L2_PROMOTION_L2_256B; no interleave, zeros outside.
+        const FLOAT16: c_uint = 6;
+        const BFLOAT16: c_uint = 9;
+        const SWIZZLE_128B: c_uint = 3;
+        const L2_256B: c_uint = 3;
+        let launches = self.launches()?;
+        let ty = if dtype == DType::BF16 { BFLOAT16 } else { FLOAT16 };
+        let (mut map, ones) = (TensorMap::default(), [1u32; 4]);
+        // SAFETY: writes a map, whose alignment and size are those it wants; reads arrays of as many numbers as the rank says.
+        // The address is only noted.
+        let code = unsafe {
+            (launches.cuTensorMapEncodeTiled)(
+                ptr::from_mut(&mut map).cast(),
+                ty,
+                4,
+                of.address as *mut c_void,
+                of.extents.as_ptr(),
+                of.strides.as_ptr(),
+                of.boxed.as_ptr(),
+                ones.as_ptr(),
+                0,
+                SWIZZLE_128B,
+                L2_256B,
+                0,
+            )
+        };
+        self.check("cuTensorMapEncodeTiled", code)?;
+        Ok(map)
     }
 
     /// Puts a kernel of one parameter on a stream; on the null stream, of the current context.

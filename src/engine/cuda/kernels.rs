@@ -61,11 +61,17 @@ pub(super) fn kernel(driver: &Driver, row: &'static Instance, device: &CudaDevic
     Ok(kernel)
 }
 
+/// Symbol and text of what was compiled for one GPU alone: PTX that no driver is given.
+#[cfg(feature = "emulated")]
+static SPECIFIC_PTX: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/specific_ptx.rs"));
+
 /// The text of a row's PTX, if this build has it.
 #[cfg(feature = "emulated")]
 pub(crate) fn ptx(symbol: &str) -> Option<String> {
     let mut of_row = IMAGES.iter().filter(|image| image.symbol == symbol);
-    let image = of_row.find(|image| image.target.form == crate::plan::Form::Ptx)?;
+    let Some(image) = of_row.find(|image| image.target.form == crate::plan::Form::Ptx) else {
+        return SPECIFIC_PTX.iter().find(|(name, _)| *name == symbol).map(|(_, text)| text.to_string());
+    };
     let mut bytes = miniz_oxide::inflate::decompress_to_vec(image.deflated).ok()?;
     // For the driver the text ends with a zero byte.
     bytes.pop();

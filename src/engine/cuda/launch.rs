@@ -144,9 +144,17 @@ impl Ready {
         params: &ForwardParams,
         stream: *mut c_void,
     ) -> Result<(), Error> {
+        let refuse = |reason| Error::from(Refusal { engine: Engine::Cuda, reasons: vec![reason] });
         for number in 0..self.plan.launched().len() {
-            // SAFETY: passed on; kernels of a forward take this block.
-            unsafe { self.enqueue(number, problem, params, stream) }?;
+            if self.plan.has_tensor_maps() {
+                let encode = |of: &launch::MapOf| self.driver.tensor_map(problem.dtype(), of);
+                let mapped = launch::mapped(*params, &self.plan, encode).map_err(Error::from_driver(refuse))?;
+                // SAFETY: passed on; such kernels take this block, whose maps are those of the same tensors.
+                unsafe { self.enqueue(number, problem, &mapped, stream) }?;
+            } else {
+                // SAFETY: passed on; the other kernels of a forward take this block.
+                unsafe { self.enqueue(number, problem, params, stream) }?;
+            }
         }
         Ok(())
     }
