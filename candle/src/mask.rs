@@ -8,10 +8,10 @@ use candle_core::{DType, Device, Error, Result, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MaskRule {
     /// diffusers, `IPAdapterMaskProcessor.downsample`: bicubic to `h × w`, where `h = ⌊√(seq_q · H / W)⌋`, one more if it does
-    /// not divide `seq_q`, and `w = ⌊seq_q / h⌋`; then zeros appended, or the end cut off. Values may pass 0 and 1.
+    /// not divide `seq_q`, and `w = ⌊seq_q / h⌋`; then zeros appended up to `seq_q`. Values may pass 0 and 1.
     Diffusers,
-    /// ComfyUI IPAdapter plus: bilinear, to a shape found in the same way from that of the latent; then zeros on both ends, or
-    /// both ends cut off.
+    /// ComfyUI IPAdapter plus: bilinear, to a shape found in the same way from that of the latent; then zeros on both
+    /// ends.
     ComfyUi {
         /// Height of the latent that the UNet is given.
         latent_height: usize,
@@ -67,7 +67,7 @@ impl Picture {
         Ok(weights.into_iter().map(|x| x as f32).collect())
     }
 
-    /// The shape of a layer's queries from a height that is not whole.
+    /// The shape of a layer's queries from a height that is not whole; it has `seq_q` elements at most.
     fn grid(&self, height: f64, seq_q: usize) -> std::result::Result<(usize, usize), String> {
         let height = height as usize;
         if height == 0 {
@@ -75,6 +75,10 @@ impl Picture {
             return Err(format!("a mask of {h} × {w} is too wide for {seq_q} queries: its height becomes 0"));
         }
         let height = height + usize::from(!seq_q.is_multiple_of(height));
+        if height > seq_q {
+            let (h, w) = (self.height, self.width);
+            return Err(format!("a mask of {h} × {w} is too tall for {seq_q} queries: its width becomes 0"));
+        }
         Ok((height, seq_q / height))
     }
 
@@ -158,12 +162,8 @@ impl Picture {
     }
 }
 
-/// Cuts both ends off, or puts zeros there.
+/// Puts zeros on both ends.
 fn centred(weights: Vec<f64>, seq_q: usize) -> Vec<f64> {
-    if weights.len() >= seq_q {
-        let start = (weights.len() - seq_q) / 2;
-        return weights[start..start + seq_q].to_vec();
-    }
     let missing = seq_q - weights.len();
     let mut padded = vec![0.0; missing / 2];
     padded.extend(weights);

@@ -294,6 +294,7 @@ fn masks_that_a_rule_cannot_bring_to_the_queries_are_refused() -> Result<()> {
         (33, 47, MaskRule::InvokeAi, 400, "halving a mask of 33 × 47 gives no 400 queries"),
         (33, 47, MaskRule::InstantId, 100, "which are not 100 queries"),
         (1, 900, MaskRule::Diffusers, 30, "is too wide for 30 queries"),
+        (900, 1, MaskRule::Diffusers, 3, "is too tall for 3 queries"),
         (0, 5, MaskRule::Diffusers, 30, "has no elements"),
     ] {
         let message = common::fault(resize_mask(&mask(h, w)?, rule, queries));

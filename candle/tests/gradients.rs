@@ -46,10 +46,20 @@ impl Inputs {
         Ok(Inputs { tensors, mask, key_len })
     }
 
+    fn get(&self, name: &str) -> Tensor {
+        self.tensors.iter().find(|(n, _)| *n == name).map(|(_, tensor)| tensor.clone()).expect("an input")
+    }
+
     /// The request, `get` giving each tensor.
     fn request(&self, get: impl Fn(&str) -> Tensor) -> Attention<Tensor> {
-        let text = Segment::new(get("k.0"), get("v.0")).bias(get("bias.0")).key_len(self.key_len.clone());
-        let joined = Segment::new(get("k.1"), get("v.1")).bias(self.mask.clone()).window(Some(4), Some(2));
+        let text = Segment::new(get("k.0"), get("v.0"))
+            .bias(get("bias.0"))
+            .key_len(self.key_len.clone())
+            .causal(Causal::BottomRight);
+        let joined = Segment::new(get("k.1"), get("v.1"))
+            .bias(self.mask.clone())
+            .window(Some(4), Some(2))
+            .causal(Causal::TopLeft);
         Attention::new(get("q"))
             .softmax_scale(0.4)
             .softcap(3.0)
@@ -70,9 +80,7 @@ impl Inputs {
         let get = |name: &str| match leaves.iter().find(|(leaf, _)| *leaf == name) {
             // Through an operation of candle's, so that gradients have further to go.
             Some((_, leaf)) => (leaf.as_tensor() * 1.5).expect("a float tensor"),
-            None => {
-                self.tensors.iter().find(|(n, _)| *n == name).map(|(_, t)| (t * 1.5).expect("float")).expect("an input")
-            }
+            None => (self.get(name) * 1.5).expect("a float tensor"),
         };
         let out = call(&self.request(get))?;
         let weights = Random::new(99).tensor(out.dims()).to_dtype(out.dtype())?;
@@ -83,6 +91,8 @@ impl Inputs {
 
 fn compare(seed: u64, dtype: DType, tracked: &[&str], bound: f64) -> Result<()> {
     let inputs = Inputs::new(seed, dtype)?;
+    let request = inputs.request(|name| inputs.get(name));
+    assert!(difference(&attention(&request)?, &eager_attention(&request)?) <= bound);
     let fused = inputs.gradients(tracked, attention)?;
     let eager = inputs.gradients(tracked, eager_attention)?;
     assert_eq!(fused.len(), tracked.len());
@@ -130,8 +140,7 @@ proptest! {
 #[test]
 fn nothing_is_recorded_for_untracked_inputs() -> Result<()> {
     let inputs = Inputs::new(30, DType::F32)?;
-    let get = |name: &str| inputs.tensors.iter().find(|(n, _)| *n == name).map(|(_, t)| t.clone()).expect("an input");
-    let out = attention(&inputs.request(get))?;
+    let out = attention(&inputs.request(|name| inputs.get(name)))?;
     assert!(!out.track_op());
     Ok(())
 }
