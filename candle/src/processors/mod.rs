@@ -209,6 +209,26 @@ impl AttnProcessors {
 
     /// Puts another processor in a layer's place and hands back the one that was there, with its weights.
     ///
+    /// ```
+    /// # #![deny(unused_must_use)]
+    /// # use fused_attention_candle::processors::*;
+    /// # fn replace(processors: &mut AttnProcessors, layer: &str) -> candle_core::Result<Replaced> {
+    /// let former = processors.set_processor(layer, Processor::Plain)?;
+    /// # Ok(former)
+    /// # }
+    /// ```
+    ///
+    /// What comes back must be used: with `#![deny(unused_must_use)]` this does not compile, and without it warns:
+    ///
+    /// ```compile_fail
+    /// # #![deny(unused_must_use)]
+    /// # use fused_attention_candle::processors::*;
+    /// # fn replace(processors: &mut AttnProcessors, layer: &str) -> candle_core::Result<()> {
+    /// processors.set_processor(layer, Processor::Plain)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// A name that no layer has.
     pub fn set_processor(&mut self, layer: &str, processor: Processor) -> Result<Replaced> {
