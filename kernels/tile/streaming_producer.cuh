@@ -156,8 +156,8 @@ struct StreamingProducer : StreamingBlock<Config> {
     }
     ptx::cp_async_commit_group();
     ptx::cp_async_wait_group<0>();
-    // Written: the tile, by the copies of every lane. Read next by wgmma, after a phase that one lane completes.
     ptx::fence_proxy_async_shared_cta();
+    // Written: the tile, by the copies of every lane. Read next: by wgmma, after the phase that one lane completes.
     ptx::bar_warp_sync();
     if (lane_id() == 0) ptx::mbarrier_arrive(this->v_full(stage));
   }
