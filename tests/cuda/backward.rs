@@ -2,7 +2,7 @@
 
 use crate::cases::{BiasValues, Case, Data, GateCase, HostTensor, RegionCase, all, bound_of_draws, naive_draws};
 use crate::cost::allocations;
-use crate::device::BackwardRequest;
+use crate::device_backward::BackwardRequest;
 use crate::stand_in::{Control, on_gpu_or_over, over, over_seeds};
 use fused_attention::cuda::cudarc::driver::sys::{CUgraphInstantiate_flags as Flags, CUstreamCaptureMode as Mode};
 use fused_attention::cuda::cudarc::driver::{CudaContext, CudaStream, DevicePtr};

@@ -8,6 +8,7 @@ mod backward;
 mod case_list;
 mod cost;
 mod device;
+mod device_backward;
 mod faults;
 mod order;
 mod refusals;
