@@ -73,6 +73,20 @@ def with_backward(rows):
     return sums
 
 
+def record(folder, rows):
+    """Adds rows to the day's file, as they come: whoever stops this program keeps what it has measured."""
+    if not folder or not rows:
+        return
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f"{datetime.date.today()}_cpu_vs_torch.csv")
+    new = not os.path.exists(path)
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program", help="the command line `fused-attention`, built for release")
@@ -112,16 +126,10 @@ def main():
                     "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
                 })
                 print("  ".join(f"{value}" for value in list(rows[-1].values())[:11]), flush=True)
-    rows += with_backward(rows)
-    if options.record and rows:
-        os.makedirs(options.record, exist_ok=True)
-        path = os.path.join(options.record, f"{datetime.date.today()}_cpu_vs_torch.csv")
-        new = not os.path.exists(path)
-        with open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+                record(options.record, rows[-1:])
+    sums = with_backward(rows)
+    record(options.record, sums)
+    rows += sums
     missed = [row for row in rows if row["ratio"] < row["goal"]]
     print(f"{len(rows) - len(missed)} of {len(rows)} ratios reach their goal")
 
