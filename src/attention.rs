@@ -36,7 +36,7 @@ impl Attention<TensorRef<'_>> {
         let (problem, inputs) = self.forward_problem(&out, lse.as_ref())?;
         let plan = plan(engine, &problem)?;
         match engine {
-            Engine::Cpu => cpu::forward(&problem, &plan, &inputs, out, lse),
+            Engine::Cpu => cpu::forward(&problem, &inputs, out, lse),
             Engine::Reference => store_forward(&problem, reference::forward(&problem, &inputs), out, lse),
             #[cfg(feature = "cuda")]
             Engine::Cuda => return cuda::forward(self, out, lse),

@@ -1,7 +1,72 @@
-//! Sizes of the cpu engine's backward: how it splits its work, and the scratch that this takes.
+//! Sizes of the cpu engine: how it splits its work, and the scratch that this takes.
 
 use super::instances::Instance;
 use crate::problem::{Problem, elements};
+
+/// Width of a row of a tile that a matrix product reads a whole register at a time.
+pub(crate) fn padded(width: usize) -> usize {
+    width.next_multiple_of(GROUP / 2)
+}
+
+/// Keys of one tile of the forward. With 64 elements of head dim a tile of keys, one of values and the logits of a group
+/// fill a third of a second-level cache of 256 KB.
+pub(crate) const BLOCK_KV: usize = 128;
+
+/// Queries that the engine has side by side in its registers: what blocks are made of, and tiles padded to.
+pub(crate) const GROUP: usize = 32;
+
+/// Queries of a block, at most: what a tile of keys is converted for at a time. Rows of one head lie pages apart, and
+/// reading them is what a conversion costs. Where keys are few, a block should rather stay in the caches.
+const BLOCK_Q: usize = 512;
+const BLOCK_Q_FEW_KEYS: usize = 256;
+const FEW_KEYS: usize = 4 * BLOCK_KV;
+
+/// Numbers of queries and results that a block should have at most, for the same reason.
+const BLOCK_NUMBERS: usize = 256 << 10;
+
+/// Tasks that a thread should have at least, so that all are busy until the end.
+const TASKS_OF_A_THREAD: usize = 8;
+
+/// Tasks into which a forward is split at least, parts of keys counted. Not a number of the threads: how keys are split
+/// decides a result's last bits, and they must not depend on the machine. How queries are split decides none.
+const TASKS: usize = 64;
+
+/// How a forward is split.
+pub(crate) struct Division {
+    /// Queries of a block.
+    pub(crate) block_q: usize,
+    /// Blocks of all heads.
+    pub(crate) tasks: usize,
+    /// Parts into which the keys of a block are split.
+    pub(crate) parts: usize,
+}
+
+/// Queries are split first, keys where there are few queries and many keys.
+pub(crate) fn division(problem: &Problem, threads: usize) -> Division {
+    let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
+    let tasks = |block_q: usize| elements(&[batch, heads, seq_q.div_ceil(block_q)]);
+    let longest = problem.seq_kv().max().unwrap_or(0);
+    let parts = TASKS.div_ceil(tasks(GROUP).max(1)).min(longest.div_ceil(2 * BLOCK_KV)).max(1);
+    let large = |block_q: usize| {
+        block_q * (head_dim + 2 * value_dim) > BLOCK_NUMBERS || tasks(block_q) < threads * TASKS_OF_A_THREAD
+    };
+    let mut block_q = if longest <= FEW_KEYS { BLOCK_Q_FEW_KEYS } else { BLOCK_Q };
+    while block_q > GROUP && (parts > 1 || large(block_q)) {
+        block_q /= 2;
+    }
+    Division { block_q, tasks: tasks(block_q), parts }
+}
+
+/// The tiles of every thread, and the results of parts.
+pub(super) fn forward_bytes(problem: &Problem, threads: usize) -> usize {
+    let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
+    let Division { block_q, tasks, parts } = division(problem, threads);
+    let queries = block_q * (head_dim + 2 * value_dim + 2);
+    let keys = BLOCK_KV * (head_dim.next_multiple_of(GROUP) + padded(value_dim) + GROUP);
+    let partial =
+        if parts == 1 { 0 } else { elements(&[tasks, parts, problem.branches.len(), block_q, value_dim + 2]) };
+    (queries + keys + value_dim).saturating_mul(threads).saturating_add(partial).saturating_mul(size_of::<f32>())
+}
 
 /// Tasks that a pass over the keys should have at least. A number of its own, not of the threads: how a sum is split
 /// decides its last bits, and they must not depend on the machine.
@@ -22,11 +87,11 @@ pub(super) fn backward_bytes(instance: &Instance, problem: &Problem, threads: us
     let blocks = seq_q.div_ceil(block_q);
     let rows = elements(&[batch, heads, blocks, problem.branches.len(), block_q.min(seq_q)]) * ROW_BYTES;
 
-    let width = head_dim + value_dim;
+    let (keys, width) = (head_dim + value_dim, padded(head_dim) + padded(value_dim));
     let scores = if problem.softcap.is_some() { 3 } else { 2 } * block_q * block_kv;
-    let tiles = (block_q + block_kv) * width + scores;
+    let tiles = block_q * width + block_kv * (padded(head_dim) + keys) + scores;
     // A task also holds the gradient that it sums, and the pass over the queries the running softmax and a row of `out`.
-    let sums = (block_q * (head_dim + 6) + value_dim).max(block_kv * width).max(block_q * block_kv);
+    let sums = (block_q * (padded(head_dim) + 6) + padded(value_dim)).max(block_kv * width).max(block_q * block_kv);
 
     let kv_heads = |group: usize| heads / group.max(1);
     let segments = problem.branches.iter().flat_map(|branch| &branch.segments);

@@ -242,7 +242,7 @@ pub static INSTANCES: &[Instance] = &[
         head_dim_step: 1,
         // Keeps the scratch of one thread under 64 MB.
         max_head_dim: 16384,
-        block_q: 64,
+        block_q: 512,
         block_kv: 128,
         deterministic: true,
         leads: true,
@@ -256,7 +256,7 @@ pub static INSTANCES: &[Instance] = &[
         head_dim_step: 1,
         // As in the forward.
         max_head_dim: 16384,
-        block_q: 64,
+        block_q: 128,
         block_kv: 128,
         deterministic: true,
         leads: true,

@@ -238,16 +238,11 @@ fn head_blocks(instance: &Instance, problem: &Problem, device: &Device) -> usize
 }
 
 fn workspace_bytes(instance: &Instance, problem: &Problem, device: &Device) -> usize {
-    let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
     match *device {
         Device::Cpu { threads } if instance.direction == Direction::Backward => {
             cpu::backward_bytes(instance, problem, threads)
         }
-        Device::Cpu { threads } => {
-            let queries = instance.block_q * (head_dim + 2 * value_dim + instance.block_kv + 2);
-            let keys = instance.block_kv * head_dim.max(value_dim);
-            ((queries + keys) * size_of::<f32>()).saturating_mul(threads)
-        }
+        Device::Cpu { threads } => cpu::forward_bytes(problem, threads),
         // Probabilities and slopes of one row; the results in f64.
         Device::Reference => {
             let row = 2 * problem.seq_kv().max().unwrap_or(0);

@@ -47,9 +47,11 @@ impl Float for f32 {
     fn from_f64(value: f64) -> Self {
         value as f32
     }
+    #[inline]
     fn widen(from: &[Self], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
+    #[inline]
     fn narrow(from: &[f32], to: &mut [Self]) {
         to.copy_from_slice(from);
     }

@@ -1,7 +1,8 @@
 //! The logits of a tile: a block of queries of one head against some keys of one segment.
 
-use super::tile::{Matrix, matmul_transposed};
+use super::pack::to_lanes;
 use crate::engine::host::{SegmentInputs, View};
+use crate::plan::cpu::{GROUP, padded};
 use crate::problem::{BranchProblem, Causal, DType, Float, Problem, SegmentProblem};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -34,14 +35,15 @@ impl<'a> Queries<'a> {
         Queries { problem, b, h, first, rows: block_q.min(problem.seq_q - first) }
     }
 
-    /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`.
+    /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, padded.
     pub(super) fn load<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize) {
         for r in 0..self.rows {
-            load_row::<T, _>(view, [self.b, self.first + r, self.h, 0], row_mut(tile, r, width));
+            let row = &mut row_mut(tile, r, padded(width))[..width];
+            load_row::<T, _>(view, [self.b, self.first + r, self.h, 0], row);
         }
     }
 
-    /// The tiles of a branch's keys, up to `block_kv` each, that any query of the block may attend to.
+    /// The tiles of a branch's keys, up to `block_kv` each, with a key that a query of the block may attend to.
     pub(super) fn tiles(
         self,
         branch: &'a BranchProblem,
@@ -49,7 +51,9 @@ impl<'a> Queries<'a> {
         block_kv: usize,
     ) -> impl Iterator<Item = Keys<'a>> {
         branch.segments.iter().zip(bound).flat_map(move |(segment, bound)| {
-            let keys = self.keys(segment, bound.key_len(self.b));
+            let seen = self.keys(segment, bound.key_len(self.b));
+            // Where tiles begin depends on the segment alone: how queries are split must not show in a result.
+            let keys = seen.start / block_kv * block_kv..seen.end;
             keys.clone().step_by(block_kv).map(move |start| Keys {
                 segment,
                 bound,
@@ -67,26 +71,17 @@ impl<'a> Queries<'a> {
         row(0).start..row(self.rows - 1).end.max(row(0).start)
     }
 
-    /// Equation 1: the logits of loaded tiles, -inf where a query may not attend. Rows of `logits` and `slopes` are
-    /// `stride` apart; `slopes`, if there are any, gets the derivative of the softcap (equation 10).
-    pub(super) fn logits<T: Float>(
+    /// Equation 1 from `softmax_scale · q k` on: cap, bias and masks, -inf where a query may not attend. Rows of `logits` and
+    /// `slopes` are `stride` apart; `slopes`, if there are any, gets the derivative of the softcap (equation 10).
+    pub(super) fn finish_logits(
         &self,
         keys: &Keys<'_>,
-        (q, k): (&[f32], &[f32]),
         stride: usize,
         logits: &mut [f32],
         mut slopes: Option<&mut [f32]>,
     ) {
         let Queries { problem, b, h, first, rows } = *self;
-        let (head_dim, key_len) = (problem.head_dim, keys.bound.key_len(b));
-        matmul_transposed(
-            logits,
-            stride,
-            Matrix::new(q, rows, head_dim, head_dim),
-            Matrix::new(k, keys.columns, head_dim, head_dim),
-            problem.softmax_scale,
-            run_length::<T>(head_dim),
-        );
+        let key_len = keys.bound.key_len(b);
         for r in 0..rows {
             let logits = &mut logits[r * stride..][..keys.columns];
             if let Some(softcap) = problem.softcap {
@@ -121,23 +116,28 @@ impl<'a> Keys<'a> {
         seen.then_some(Keys { segment, bound, b: queries.b, head: queries.h / segment.group, start, columns })
     }
 
-    /// Converts the rows of keys or values.
+    /// Converts the rows of keys or values, padded.
     pub(super) fn load<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize) {
         for c in 0..self.columns {
-            load_row::<T, _>(view, [self.b, self.start + c, self.head, 0], row_mut(tile, c, width));
+            let row = &mut row_mut(tile, c, padded(width))[..width];
+            load_row::<T, _>(view, [self.b, self.start + c, self.head, 0], row);
+        }
+    }
+
+    /// Converts the rows of keys or values to columns of `[width, stride]`.
+    pub(super) fn load_transposed<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize, stride: usize) {
+        for first in (0..self.columns).step_by(GROUP) {
+            let rows = (first..self.columns.min(first + GROUP)).map(|c| {
+                let start = view.position([self.b, self.start + c, self.head, 0]);
+                &view.data::<T>()[start..][..width]
+            });
+            to_lanes(rows, &mut tile[first..], width, stride);
         }
     }
 }
 
-/// Terms of a product summed in one run. In f32 the logits' rounding is what the result's error comes from, and runs of
-/// about 32 take a third of it away for a tenth of the time (benches/NOTEBOOK.md); in f16 and bf16 it is below what the
-/// inputs resolve.
-pub(super) fn run_length<T: Float>(head_dim: usize) -> usize {
-    if T::DTYPE == DType::F32 { head_dim.div_ceil(head_dim.div_ceil(32)) } else { head_dim }
-}
-
 /// The keys that query `i` may attend to by position: causal rule, window and key length all leave an interval.
-fn keys_of_row(segment: &SegmentProblem, seq_q: usize, i: usize, key_len: usize) -> Range<usize> {
+pub(super) fn keys_of_row(segment: &SegmentProblem, seq_q: usize, i: usize, key_len: usize) -> Range<usize> {
     let i = i as i64;
     let centre = i + segment.seq_kv as i64 - seq_q as i64;
     let mut start = 0;

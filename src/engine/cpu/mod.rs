@@ -1,57 +1,62 @@
 //! The engine for machines without a GPU: tiled, online softmax, all cores, f32 arithmetic.
 //!
-//! One task of the forward is a block of queries of one head. Its scratch is a few tiles, whatever the sequence lengths.
-//! The backward also keeps a few numbers of every row.
+//! One task of the forward is a block of queries of one head or, where there are few such blocks, one of the parts into
+//! which their keys are split. Its scratch is a few tiles, whatever the sequence lengths. The backward also keeps a few
+//! numbers of every row.
 
 mod backward;
 mod block;
+mod group;
 mod logits;
+mod pack;
+mod parts;
+mod product;
 mod shared;
+mod softmax;
 mod tile;
 
 pub(crate) use backward::backward;
 
 use super::host::Inputs;
-use crate::plan::Plan;
-use crate::problem::{Float, Problem, Results, TensorMut, elements, with_float};
+use crate::plan::cpu::{Division, GROUP, division};
+use crate::problem::{Float, Problem, Results, TensorMut, with_float};
 use block::{Block, Scratch};
 use logits::Queries;
 use rayon::prelude::*;
 use shared::SharedRows;
 
 /// Runs a forward problem whose tensors are bound; `out` and `lse` are those the problem was made of.
-pub(crate) fn forward(
-    problem: &Problem,
-    plan: &Plan,
-    inputs: &Inputs<'_>,
-    out: TensorMut<'_>,
-    lse: Option<TensorMut<'_>>,
-) {
-    with_float!(problem.dtype, T => forward_typed::<T>(problem, plan, inputs, out, lse));
+pub(crate) fn forward(problem: &Problem, inputs: &Inputs<'_>, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {
+    with_float!(problem.dtype, T => forward_typed::<T>(problem, inputs, out, lse));
 }
 
-fn forward_typed<T: Float>(
-    problem: &Problem,
-    plan: &Plan,
-    inputs: &Inputs<'_>,
-    out: TensorMut<'_>,
-    lse: Option<TensorMut<'_>>,
-) {
+fn forward_typed<T: Float>(problem: &Problem, inputs: &Inputs<'_>, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {
     let Results::Forward { out: out_strides, lse: lse_strides } = problem.results else {
         unreachable!("the plan's kernel goes forward, so the problem does")
     };
     let out = SharedRows::<T>::new(out, out_strides);
     let lse = lse.zip(lse_strides).map(|(lse, strides)| SharedRows::<f32>::new(lse, strides));
 
-    let Problem { batch, seq_q, heads, .. } = *problem;
-    let block_q = plan.block_q();
-    let blocks = seq_q.div_ceil(block_q);
-    (0..elements(&[batch, heads, blocks])).into_par_iter().for_each_init(
-        || Scratch::new(problem, plan),
-        |scratch, task| {
-            let index = [task / blocks / heads, task / blocks % heads, task % blocks];
-            let queries = Queries::block(problem, index, block_q);
-            Block { queries, inputs, block_kv: plan.block_kv() }.forward(scratch, &out, &lse);
-        },
-    );
+    let Division { block_q, tasks, parts } = division(problem, rayon::current_num_threads());
+    let (blocks, heads) = (problem.seq_q.div_ceil(block_q), problem.heads);
+    let block = |task: usize, part: [usize; 2]| {
+        // Heads next to each other: their rows share pages.
+        let (b, block, h) = (task / heads / blocks, task / heads % blocks, task % heads);
+        Block { queries: Queries::block(problem, [b, h, block], block_q), inputs, part, with_lse: lse.is_some() }
+    };
+    let scratch = || Scratch::new(problem, block_q);
+    if parts == 1 {
+        (0..tasks)
+            .into_par_iter()
+            .for_each_init(scratch, |scratch, task| block(task, [0, 1]).forward(scratch, &out, &lse));
+        return;
+    }
+    let size = problem.branches.len() * parts::size(block_q.div_ceil(GROUP), problem.value_dim);
+    let mut partial = vec![0.0; tasks * parts * size];
+    partial.par_chunks_mut(size).enumerate().for_each_init(scratch, |scratch, (index, partial)| {
+        block(index / parts, [index % parts, parts]).forward_part::<T>(scratch, partial);
+    });
+    partial.par_chunks(parts * size).enumerate().for_each_init(scratch, |scratch, (task, partial)| {
+        block(task, [0, parts]).merge(scratch, partial, &out, &lse);
+    });
 }

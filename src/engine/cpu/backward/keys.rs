@@ -8,7 +8,7 @@ use super::tiles::Tiles;
 use super::{Pass, covered};
 use crate::engine::cpu::logits::{Keys, Queries, row_mut};
 use crate::engine::cpu::shared::Output;
-use crate::plan::cpu::query_parts;
+use crate::plan::cpu::{padded, query_parts};
 use crate::problem::{Float, elements};
 use rayon::prelude::*;
 
@@ -82,11 +82,11 @@ struct Work<'a, T> {
 
 impl<T: Float> Work<'_, T> {
     fn dk_width(&self) -> usize {
-        if self.request.dk.is_some() { self.pass.problem.head_dim } else { 0 }
+        if self.request.dk.is_some() { padded(self.pass.problem.head_dim) } else { 0 }
     }
 
     fn dv_width(&self) -> usize {
-        if self.request.dv.is_some() { self.pass.problem.value_dim } else { 0 }
+        if self.request.dv.is_some() { padded(self.pass.problem.value_dim) } else { 0 }
     }
 
     /// Batch entry and head of the gradients, and first key.
@@ -150,14 +150,14 @@ impl<T: Float> Work<'_, T> {
         for c in 0..rows {
             let index = [entry, start + c, kv_head, 0];
             if let Some(output) = request.dk {
-                let dk = row_mut(dk, c, self.dk_width());
+                let dk = &mut row_mut(dk, c, self.dk_width())[..pass.problem.head_dim];
                 dk.iter_mut().for_each(|dk| *dk *= pass.problem.softmax_scale);
                 // SAFETY: tasks partition (entry, kv_head, start..start + rows), and each is stored once.
                 unsafe { output.store(index, dk) };
             }
             if let Some(output) = request.dv {
                 // SAFETY: as above.
-                unsafe { output.store(index, row_mut(dv, c, self.dv_width())) };
+                unsafe { output.store(index, &row_mut(dv, c, self.dv_width())[..pass.problem.value_dim]) };
             }
         }
     }

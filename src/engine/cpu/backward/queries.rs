@@ -8,13 +8,14 @@ use super::tiles::Tiles;
 use super::{Pass, SavedViews};
 use crate::engine::cpu::logits::{Queries, row_mut};
 use crate::engine::cpu::shared::Output;
-use crate::engine::cpu::tile::{OnlineSoftmax, dot};
+use crate::engine::cpu::tile::{OnlineSoftmax, dot, sum_f64};
+use crate::plan::cpu::padded;
 use crate::problem::{DType, Float};
 use rayon::prelude::*;
 
 struct Scratch {
     tiles: Tiles,
-    /// Sum of the branches: `[block_q, head_dim]`.
+    /// Sum of the branches: `[block_q, padded head_dim]`.
     dq: Vec<f32>,
     softmax: Vec<OnlineSoftmax>,
     /// `Σ exp(S - max)` and `Σ exp(S - max) dout · v` so far.
@@ -28,10 +29,10 @@ pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &mut Rows, dq: Option<&Output
     let Pass { problem, block_q, .. } = *pass;
     let scratch = || Scratch {
         tiles: Tiles::new(pass),
-        dq: vec![0.0; block_q * problem.head_dim],
+        dq: vec![0.0; block_q * padded(problem.head_dim)],
         softmax: vec![OnlineSoftmax::EMPTY; block_q],
         sums: vec![[0.0; 2]; block_q],
-        out: vec![0.0; problem.value_dim],
+        out: vec![0.0; padded(problem.value_dim)],
     };
     rows.blocks().for_each_init(scratch, |scratch, (index, rows)| {
         let block = Block { pass, queries: Queries::block(problem, index, block_q) };
@@ -66,7 +67,7 @@ impl Block<'_> {
         }
         if let Some(dq) = dq {
             for r in 0..queries.rows {
-                let row = row_mut(&mut scratch.dq, r, width);
+                let row = &mut row_mut(&mut scratch.dq, r, padded(width))[..width];
                 row.iter_mut().for_each(|dq| *dq *= problem.softmax_scale);
                 // SAFETY: tasks partition (b, h, first..first + rows).
                 unsafe { dq.store([b, first + r, h, 0], row) };
@@ -89,9 +90,9 @@ impl Block<'_> {
         let width = problem.value_dim;
         for (r, row) in rows.iter_mut().enumerate().filter(|&(r, _)| lse_of(r) != f32::NEG_INFINITY) {
             Queries { first: first + r, rows: 1, ..self.queries }.load::<T>(out, &mut scratch.out, width);
-            let dout = &scratch.tiles.dout[r * width..][..width];
+            let dout = &scratch.tiles.dout[r * padded(width)..][..width];
             // Equation 12 of a single branch.
-            let delta = dot(dout, &scratch.out);
+            let delta = dot(dout, &scratch.out[..width]);
             *row = Row { max: lse_of(r), weight: pass.weight(0, [b, h, first + r]), factor: 1.0, delta, dout_o: 0.0 };
         }
         true
@@ -112,7 +113,7 @@ impl Block<'_> {
             for (r, [sum, dout_o]) in sums.iter_mut().enumerate().take(queries.rows) {
                 let p = &mut tiles.p[r * pass.block_kv..][..keys.columns];
                 let correction = f64::from(softmax[r].step(p));
-                *sum = correction * *sum + p.iter().map(|&p| f64::from(p)).sum::<f64>();
+                *sum = correction * *sum + sum_f64(p);
                 if values {
                     *dout_o = correction * *dout_o + dot(p, &tiles.ds[r * pass.block_kv..][..keys.columns]);
                 }

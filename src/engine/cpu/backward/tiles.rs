@@ -2,19 +2,25 @@
 
 use super::Pass;
 use super::rows::Row;
-use crate::engine::cpu::logits::{Keys, Queries, run_length};
-use crate::engine::cpu::tile::{Matrix, exponentials, matmul_add, matmul_transposed, sum, transposed_matmul_add};
-use crate::problem::Float;
+use crate::engine::cpu::logits::{Keys, Queries};
+use crate::engine::cpu::product::{Into, Left, Product};
+use crate::engine::cpu::softmax::exponentials;
+use crate::engine::cpu::tile::sum;
+use crate::plan::cpu::padded;
+use crate::problem::{DType, Float};
+use pulp::Arch;
 
 pub(super) struct Tiles {
-    /// `[block_q, head_dim]`
+    /// `[block_q, padded head_dim]`
     q: Vec<f32>,
-    /// `[block_q, value_dim]`
+    /// `[block_q, padded value_dim]`
     pub(super) dout: Vec<f32>,
-    /// `[block_kv, head_dim]`
+    /// `[block_kv, padded head_dim]`
     k: Vec<f32>,
-    /// `[block_kv, value_dim]`
-    v: Vec<f32>,
+    /// `[head_dim, block_kv]`
+    k_transposed: Vec<f32>,
+    /// `[value_dim, block_kv]`
+    v_transposed: Vec<f32>,
     /// Logits, then their exponentials, then `w P`: `[block_q, block_kv]`.
     pub(super) p: Vec<f32>,
     /// `dout · v`, then `dS`, then `dz`: `[block_q, block_kv]`.
@@ -27,11 +33,13 @@ pub(super) struct Tiles {
 impl Tiles {
     pub(super) fn new(pass: &Pass<'_>) -> Self {
         let Pass { problem, block_q, block_kv, .. } = *pass;
+        let (head_dim, value_dim) = (padded(problem.head_dim), padded(problem.value_dim));
         Tiles {
-            q: vec![0.0; block_q * problem.head_dim],
-            dout: vec![0.0; block_q * problem.value_dim],
-            k: vec![0.0; block_kv * problem.head_dim],
-            v: vec![0.0; block_kv * problem.value_dim],
+            q: vec![0.0; block_q * head_dim],
+            dout: vec![0.0; block_q * value_dim],
+            k: vec![0.0; block_kv * head_dim],
+            k_transposed: vec![0.0; block_kv * problem.head_dim],
+            v_transposed: vec![0.0; block_kv * problem.value_dim],
             p: vec![0.0; block_q * block_kv],
             ds: vec![0.0; block_q * block_kv],
             slopes: vec![0.0; if problem.softcap.is_some() { block_q * block_kv } else { 0 }],
@@ -48,25 +56,40 @@ impl Tiles {
     /// Loads keys and, if `ds` is to follow, values.
     pub(super) fn load_keys<T: Float>(&mut self, pass: &Pass<'_>, keys: &Keys<'_>, values: bool) {
         keys.load::<T>(&keys.bound.k, &mut self.k, pass.problem.head_dim);
+        keys.load_transposed::<T>(&keys.bound.k, &mut self.k_transposed, pass.problem.head_dim, self.block_kv);
         if values {
-            keys.load::<T>(&keys.bound.v, &mut self.v, pass.problem.value_dim);
+            keys.load_transposed::<T>(&keys.bound.v, &mut self.v_transposed, pass.problem.value_dim, self.block_kv);
         }
     }
 
     /// Leaves logits in `p` and, with `values`, `dout · v` in `ds`.
     pub(super) fn products<T: Float>(&mut self, queries: &Queries<'_>, keys: &Keys<'_>, values: bool) {
-        let (slopes, value_dim) = (&mut self.slopes, queries.problem.value_dim);
-        let slopes = (!slopes.is_empty()).then_some(slopes.as_mut_slice());
-        queries.logits::<T>(keys, (&self.q, &self.k), self.block_kv, &mut self.p, slopes);
+        let (head_dim, value_dim) = (queries.problem.head_dim, queries.problem.value_dim);
+        let in_runs = |scale: f32| if T::DTYPE == DType::F32 { Into::ScaledRuns(scale) } else { Into::Scaled(scale) };
+        let (stride, columns) = (self.block_kv, padded(keys.columns));
+        Product {
+            left: Left::Rows(&self.q, padded(head_dim)),
+            right: &self.k_transposed,
+            right_stride: stride,
+            c: &mut self.p,
+            stride,
+            extents: [queries.rows, columns, head_dim],
+            into: in_runs(queries.problem.softmax_scale),
+        }
+        .run();
+        let slopes = (!self.slopes.is_empty()).then_some(self.slopes.as_mut_slice());
+        queries.finish_logits(keys, stride, &mut self.p, slopes);
         if values {
-            matmul_transposed(
-                &mut self.ds,
-                self.block_kv,
-                Matrix::new(&self.dout, queries.rows, value_dim, value_dim),
-                Matrix::new(&self.v, keys.columns, value_dim, value_dim),
-                1.0,
-                run_length::<T>(value_dim),
-            );
+            Product {
+                left: Left::Rows(&self.dout, padded(value_dim)),
+                right: &self.v_transposed,
+                right_stride: stride,
+                c: &mut self.ds,
+                stride,
+                extents: [queries.rows, columns, value_dim],
+                into: in_runs(1.0),
+            }
+            .run();
         }
     }
 
@@ -83,11 +106,19 @@ impl Tiles {
         let tiles = self.p.chunks_mut(self.block_kv).zip(self.ds.chunks_mut(self.block_kv));
         for (&Row { factor, weight, delta, .. }, (p, ds)) in rows.iter().zip(tiles) {
             let (p, ds, weight) = (&mut p[..columns], &mut ds[..columns], f64::from(weight));
-            if values {
-                let ds = ds.iter_mut().zip(&*p);
-                ds.for_each(|(ds, &p)| *ds = (f64::from(p) * factor * (weight * f64::from(*ds) - delta)) as f32);
-            }
-            p.iter_mut().for_each(|p| *p = (f64::from(*p) * factor * weight) as f32);
+            // Compiled for the processor's registers, which its f64 needs most.
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for (p, ds) in p.iter_mut().zip(ds) {
+                        let probability = f64::from(*p) * factor;
+                        if values {
+                            *ds = (probability * (weight * f64::from(*ds) - delta)) as f32;
+                        }
+                        *p = (probability * weight) as f32;
+                    }
+                },
+            );
         }
     }
 
@@ -122,24 +153,41 @@ impl Tiles {
         }
     }
 
-    /// Equation 11 without `softmax_scale`: `dq += dz k`.
+    /// Equation 11 without `softmax_scale`: `dq += dz k`; rows of dq are padded.
     pub(super) fn add_dq(&self, dq: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
-        let head_dim = queries.problem.head_dim;
-        let dz = Matrix::new(&self.ds, queries.rows, keys.columns, self.block_kv);
-        matmul_add(dq, dz, Matrix::new(&self.k, keys.columns, head_dim, head_dim));
+        let width = padded(queries.problem.head_dim);
+        Product {
+            left: Left::Rows(&self.ds, self.block_kv),
+            right: &self.k,
+            right_stride: width,
+            c: dq,
+            stride: width,
+            extents: [queries.rows, width, keys.columns],
+            into: Into::Added(1.0),
+        }
+        .run();
     }
 
-    /// Equation 11 without `softmax_scale`: `dk += dzᵀ q`.
+    /// Equation 11 without `softmax_scale`: `dk += dzᵀ q`; rows of dk are padded.
     pub(super) fn add_dk(&self, dk: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
-        let head_dim = queries.problem.head_dim;
-        let dz = Matrix::new(&self.ds, queries.rows, keys.columns, self.block_kv);
-        transposed_matmul_add(dk, dz, Matrix::new(&self.q, queries.rows, head_dim, head_dim));
+        self.add_transposed(&self.ds, &self.q, padded(queries.problem.head_dim), dk, [queries.rows, keys.columns]);
     }
 
-    /// Equation 11: `dv += (w P)ᵀ dout`.
+    /// Equation 11: `dv += (w P)ᵀ dout`; rows of dv are padded.
     pub(super) fn add_dv(&self, dv: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
-        let value_dim = queries.problem.value_dim;
-        let p = Matrix::new(&self.p, queries.rows, keys.columns, self.block_kv);
-        transposed_matmul_add(dv, p, Matrix::new(&self.dout, queries.rows, value_dim, value_dim));
+        self.add_transposed(&self.p, &self.dout, padded(queries.problem.value_dim), dv, [queries.rows, keys.columns]);
+    }
+
+    fn add_transposed(&self, left: &[f32], right: &[f32], width: usize, sums: &mut [f32], [rows, columns]: [usize; 2]) {
+        Product {
+            left: Left::Transposed(left, self.block_kv),
+            right,
+            right_stride: width,
+            c: sums,
+            stride: width,
+            extents: [columns, width, rows],
+            into: Into::Added(1.0),
+        }
+        .run();
     }
 }

@@ -1,0 +1,282 @@
+//! Matrix products of tiles: the micro-kernel that everything of the cpu engine's time goes through.
+//!
+//! The right matrix is read as it lies, a vector register of columns at a time; the elements of the left one are spread
+//! over a whole register. Of a row-major left matrix neighbours in memory belong to one row or to one column, and both ways
+//! round are there, so that no product needs a transposed copy.
+
+use crate::plan::cpu::GROUP;
+use pulp::{Arch, Simd, WithSimd};
+
+/// A loop over `I` below `$count`, at most 12, as that many copies of its body: the sums stay in registers only where
+/// every index is a constant.
+macro_rules! unrolled {
+    ($count:expr, $i:ident => $body:block) => {
+        unrolled!($count, $i => $body; 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($count:expr, $i:ident => $body:block; $($index:literal)*) => {$(
+        if const { $index < $count } {
+            const $i: usize = $index;
+            $body
+        }
+    )*};
+}
+
+/// The left matrix `A[m, k]`.
+#[derive(Clone, Copy)]
+pub(super) enum Left<'a> {
+    /// Panels of [`GROUP`] columns: `[ceil(k / GROUP), m, GROUP]`.
+    Panels(&'a [f32]),
+    /// Row-major: `[m, stride]`.
+    Rows(&'a [f32], usize),
+    /// Its transpose, row-major: `[k, stride]`.
+    Transposed(&'a [f32], usize),
+}
+
+/// What becomes of the product.
+#[derive(Clone, Copy)]
+pub(super) enum Into<'a> {
+    /// `C = scale · A B`.
+    Scaled(f32),
+    /// The same, the sum over `k` in runs of [`GROUP`] terms: its rounding error grows with the square root of the larger
+    /// of run and number of runs instead of `k`.
+    ScaledRuns(f32),
+    /// `C += scale · A B`.
+    Added(f32),
+    /// `C[m, n] = factors[n] · C[m, n] + A B`.
+    Rescaled(&'a [f32]),
+}
+
+/// `C[m, n]` from `A[m, k] B[k, n]`; rows of B and C are `right_stride` and `stride` apart.
+pub(super) struct Product<'a> {
+    pub(super) left: Left<'a>,
+    pub(super) right: &'a [f32],
+    pub(super) right_stride: usize,
+    pub(super) c: &'a mut [f32],
+    pub(super) stride: usize,
+    /// m, n and k; n is a multiple of half a [`GROUP`].
+    pub(super) extents: [usize; 3],
+    pub(super) into: Into<'a>,
+}
+
+impl Product<'_> {
+    pub(super) fn run(self) {
+        let [m, n, k] = self.extents;
+        assert!(n.is_multiple_of(GROUP / 2) && n <= self.stride && n <= self.right_stride);
+        if m == 0 || n == 0 || k == 0 {
+            return;
+        }
+        assert!((m - 1) * self.stride + n <= self.c.len());
+        assert!((k - 1) * self.right_stride + n <= self.right.len());
+        match self.left {
+            Left::Panels(a) => assert!(k.div_ceil(GROUP) * m * GROUP <= a.len()),
+            Left::Rows(a, stride) => assert!(k <= stride && (m - 1) * stride + k <= a.len()),
+            Left::Transposed(a, stride) => assert!(m <= stride && (k - 1) * stride + m <= a.len()),
+        }
+        if let Into::Rescaled(factors) = self.into {
+            assert!(n <= factors.len());
+        }
+        Arch::new().dispatch(self);
+    }
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        // Registers that the sums leave free hold a row of B and one element of A.
+        if const { S::REGISTER_COUNT >= 32 } {
+            self.all::<S, 12>(simd);
+        } else {
+            self.all::<S, 6>(simd);
+        }
+    }
+}
+
+impl Product<'_> {
+    /// All of C, `ROWS` rows and two registers of columns at a time.
+    #[inline(always)]
+    fn all<S: Simd, const ROWS: usize>(&mut self, simd: S) {
+        let n = self.extents[1];
+        let mut column = 0;
+        while column + 2 * S::F32_LANES <= n {
+            self.columns::<S, ROWS, 2>(simd, column);
+            column += 2 * S::F32_LANES;
+        }
+        while column < n {
+            self.columns::<S, ROWS, 1>(simd, column);
+            column += S::F32_LANES;
+        }
+    }
+
+    #[inline(always)]
+    fn columns<S: Simd, const ROWS: usize, const N: usize>(&mut self, simd: S, column: usize) {
+        let m = self.extents[0];
+        let mut row = 0;
+        while row + ROWS <= m {
+            self.tile::<S, ROWS, N>(simd, row, column);
+            row += ROWS;
+        }
+        while row + 4 <= m {
+            self.tile::<S, 4, N>(simd, row, column);
+            row += 4;
+        }
+        while row < m {
+            self.tile::<S, 1, N>(simd, row, column);
+            row += 1;
+        }
+    }
+
+    /// `M` rows and `N` registers of columns, summed in registers.
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, row: usize, column: usize) {
+        let [m, _, k] = self.extents;
+        let step = self.right_stride;
+        let right = self.right[column..].as_ptr();
+        let run = if let Into::ScaledRuns(_) = self.into { GROUP } else { k };
+        let mut start = 0;
+        while start < k {
+            let end = k.min(start + run);
+            let mut sums = [[simd.splat_f32s(0.0); N]; M];
+            let mut at = start;
+            while at < end {
+                let right = (right.wrapping_add(at * step), step);
+                let terms = if let Left::Panels(_) = self.left { GROUP.min(end - at) } else { end - at };
+                // SAFETY: `run` asserted that A and B have all of `k`, A with `m` rows and B with `n` columns;
+                // `row + M <= m`, `column + N · lanes <= n`, and a panel has all its columns behind each other.
+                unsafe {
+                    match self.left {
+                        Left::Panels(left) => {
+                            let left = left[(at / GROUP * m + row) * GROUP..].as_ptr();
+                            add::<S, M, N>(simd, &mut sums, (left, GROUP, 1), right, terms);
+                        }
+                        Left::Rows(left, stride) => {
+                            let left = left[row * stride + at..].as_ptr();
+                            add::<S, M, N>(simd, &mut sums, (left, stride, 1), right, terms);
+                        }
+                        Left::Transposed(left, stride) => {
+                            let left = left[at * stride + row..].as_ptr();
+                            add::<S, M, N>(simd, &mut sums, (left, 1, stride), right, terms);
+                        }
+                    }
+                }
+                at += terms;
+            }
+            let into = match self.into {
+                Into::ScaledRuns(scale) if start == 0 => Into::Scaled(scale),
+                Into::ScaledRuns(scale) => Into::Added(scale),
+                into => into,
+            };
+            self.store(simd, &sums, row, column, into);
+            start = end;
+        }
+    }
+
+    #[inline(always)]
+    fn store<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        sums: &[[S::f32s; N]; M],
+        row: usize,
+        column: usize,
+        into: Into<'_>,
+    ) {
+        unrolled!(M, I => {
+            let c = &mut self.c[(row + I) * self.stride + column..][..N * S::F32_LANES];
+            let (c, _) = S::as_mut_simd_f32s(c);
+            for j in 0..N {
+                let sum = sums[I][j];
+                c[j] = match into {
+                    Into::Scaled(scale) | Into::ScaledRuns(scale) => simd.mul_f32s(sum, simd.splat_f32s(scale)),
+                    Into::Added(scale) => simd.mul_add_e_f32s(sum, simd.splat_f32s(scale), c[j]),
+                    Into::Rescaled(factors) => {
+                        let (factors, _) = S::as_simd_f32s(&factors[column..]);
+                        simd.mul_add_e_f32s(factors[j], c[j], sum)
+                    }
+                };
+            }
+        });
+    }
+}
+
+/// `sums[i][j] += Σ A[i, k] B[k, j]` over `terms` of k. Elements of A are `row_step` apart down a column; the other steps are
+/// what lies between one k and the next.
+///
+/// # Safety
+/// From `left` on there are `M` elements `row_step` apart, from `right` on `N` registers of elements, and the same at each of
+/// the following `terms - 1` steps.
+#[inline(always)]
+unsafe fn add<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; N]; M],
+    (mut left, row_step, left_step): (*const f32, usize, usize),
+    (mut right, right_step): (*const f32, usize),
+    terms: usize,
+) {
+    for _ in 0..terms {
+        // SAFETY: the caller's promise; a register is `F32_LANES` floats, read wherever they lie.
+        let b: [S::f32s; N] =
+            std::array::from_fn(|j| unsafe { right.add(j * S::F32_LANES).cast::<S::f32s>().read_unaligned() });
+        unrolled!(M, I => {
+            // SAFETY: the caller's promise.
+            let a = simd.splat_f32s(unsafe { *left.add(I * row_step) });
+            for j in 0..N {
+                sums[I][j] = simd.mul_add_e_f32s(a, b[j], sums[I][j]);
+            }
+        });
+        left = left.wrapping_add(left_step);
+        right = right.wrapping_add(right_step);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Into, Left, Product};
+    use crate::plan::cpu::GROUP;
+
+    /// Small integers, whose products and sums f32 has exactly: every order of summation gives the same bits.
+    fn integers(count: usize, step: usize) -> Vec<f32> {
+        (0..count).map(|n| (n * step % 13) as f32 - 6.0).collect()
+    }
+
+    #[test]
+    fn every_extent_either_way_round() {
+        for m in [1, 3, 5, 12, 18, 31] {
+            for (n, k) in [(16, 1), (32, 33), (48, 64), (112, 77)] {
+                let (a, b, c) = (integers(m * k, 5), integers(k * n, 7), integers(m * n, 3));
+                let panels: Vec<f32> = (0..k.div_ceil(GROUP) * m * GROUP)
+                    .map(|at| (at / GROUP / m * GROUP + at % GROUP, at / GROUP % m))
+                    .map(|(column, row)| if column < k { a[row * k + column] } else { f32::NAN })
+                    .collect();
+                let transposed: Vec<f32> = (0..m * k).map(|at| a[at % m * k + at / m]).collect();
+                let lefts = [Left::Panels(&panels), Left::Rows(&a, k), Left::Transposed(&transposed, m)];
+                let factors = integers(n, 11);
+                let exact = |i: usize, j: usize| (0..k).map(|x| a[i * k + x] * b[x * n + j]).sum::<f32>();
+                for left in lefts {
+                    for into in [Into::Scaled(2.0), Into::ScaledRuns(2.0), Into::Added(4.0), Into::Rescaled(&factors)] {
+                        let mut got = c.clone();
+                        let product = Product {
+                            left,
+                            right: &b,
+                            right_stride: n,
+                            c: &mut got,
+                            stride: n,
+                            extents: [m, n, k],
+                            into,
+                        };
+                        product.run();
+                        for (at, &got) in got.iter().enumerate() {
+                            let (sum, before) = (exact(at / n, at % n), c[at]);
+                            let want = match into {
+                                Into::Scaled(scale) | Into::ScaledRuns(scale) => scale * sum,
+                                Into::Added(scale) => before + scale * sum,
+                                Into::Rescaled(factors) => factors[at % n] * before + sum,
+                            };
+                            assert_eq!(got, want, "{m}×{n}×{k} at {at}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
