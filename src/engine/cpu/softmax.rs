@@ -119,7 +119,7 @@ const NEGLIGIBLE: f32 = -80.0;
 /// 1 + r + r² q(r), q of degree 4 fitted for the least relative error of the whole, 3e-9.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    const LN2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+    const LN2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
     const Q: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_745, 0.001_381_453_9];
     /// Added to a small number it leaves the nearest integer in the lowest bits, with the exponent's bias on top.
     const ROUND: f32 = 12_582_912.0 + 127.0;
