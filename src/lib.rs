@@ -80,8 +80,8 @@
 //!
 //! # Unsafe code
 //!
-//! Writing disjoint rows of one output from several threads (`engine/cpu/shared.rs`), calling the matrix product
-//! (`engine/cpu/tile.rs`), calling the CUDA driver and vouching for what its kernels are given (`engine/cuda/`), and, with
+//! Writing disjoint rows of one output from several threads (`engine/cpu/shared.rs`), reading the tiles of a matrix product
+//! whose extents were checked before (`engine/cpu/product.rs`), calling the CUDA driver and vouching for what its kernels are given (`engine/cuda/`), and, with
 //! `emulated`, vouching for the kernels' parameter block and entry points (`engine/emulated.rs`).
 
 mod attention;
