@@ -107,11 +107,12 @@ fn mma() {
 #[test]
 fn shuffles() {
     let input: Vec<f32> = (0..32).map(|lane| lane as f32 + 0.5).collect();
-    let out = floats(&warp(primitive_shfl, &bits(&input), 96));
+    let out = floats(&warp(primitive_shfl, &bits(&input), 128));
     for lane in 0..32 {
         assert_eq!(out[lane], input[lane ^ 1]);
         assert_eq!(out[32 + lane], input[lane ^ 16]);
         assert_eq!(out[64 + lane], input[lane * 7 % 32]);
+        assert_eq!(out[96 + lane], input[lane * 3 % 32]);
     }
 }
 
