@@ -67,9 +67,9 @@ fn main() -> Result<(), Error> {
         assert!(at_largest <= BUDGET + BUDGET / 50, "batch {largest} takes {at_largest} bytes");
         println!("{:10}{:>10.1} MiB{:>12.1} MiB{largest:>26}", path.name(), one as f64 / MIB, two as f64 / MIB);
         if let Path::Fused = path {
-            // `dout` takes the place of `out`.
-            let (out, dq) = (2 * 4096 * ROW * size_of::<f32>(), 2 * 4096 * ROW * size_of::<f32>());
-            own = two - out - dq;
+            // `out`, whose place `dout` takes, and `dq`.
+            let of_queries = 2 * 4096 * ROW * size_of::<f32>();
+            own = two - 2 * of_queries;
         }
     }
     // Of the naive path only what no such computation goes without: probabilities, their gradients, those of the logits.

@@ -19,10 +19,9 @@ use std::collections::HashMap;
 impl Attention<TensorRef<'_>> {
     /// Computes `out`, and `lse` if asked for, from tensors in host memory.
     ///
-    /// Nothing of size `seq_q × seq_kv` is allocated: the scratch is [`Plan::workspace_bytes`] and, on the cpu engine, the
-    /// packing buffers of the matrix product, some 100 KB a thread. On [`Engine::Cuda`] every tensor is copied to the first
-    /// GPU and the results back, which takes longer than most calls; what is there already, launch from there
-    /// ([`CudaTensor`](crate::cuda::CudaTensor)). The answer is the plan that was carried out.
+    /// Nothing of size `seq_q × seq_kv` is allocated: the scratch is [`Plan::workspace_bytes`]. On [`Engine::Cuda`] every
+    /// tensor is copied to the first GPU and the results back, which takes longer than most calls; what is there already,
+    /// launch from there ([`CudaTensor`](crate::cuda::CudaTensor)). The answer is the plan that was carried out.
     ///
     /// # Errors
     /// [`Error::Invalid`] with every rule the request breaks, [`Error::Refused`] with every reason the engine has not to
@@ -85,8 +84,7 @@ impl Attention<TensorRef<'_>> {
     /// Computes the gradients asked for from `dout`, the gradient of `out`.
     ///
     /// Nothing of size `seq_q × seq_kv` is allocated here either: the scratch is [`Plan::workspace_bytes`], which has a few
-    /// numbers for every query, and on the cpu engine the packing buffers of the matrix product, which a thread keeps: up
-    /// to the size of its L2 cache. The bits of a gradient depend neither on the number of threads nor on which others are
+    /// numbers for every query. The bits of a gradient depend neither on the number of threads nor on which others are
     /// asked for.
     ///
     /// # Errors
