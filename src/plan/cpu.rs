@@ -65,7 +65,7 @@ pub(super) fn forward_bytes(problem: &Problem, threads: usize) -> usize {
     let keys = BLOCK_KV * (head_dim.next_multiple_of(GROUP) + padded(value_dim) + GROUP);
     let partial =
         if parts == 1 { 0 } else { elements(&[tasks, parts, problem.branches.len(), block_q, value_dim + 2]) };
-    (queries + keys + value_dim).saturating_mul(threads).saturating_add(partial).saturating_mul(size_of::<f32>())
+    (queries + keys).saturating_mul(threads).saturating_add(partial).saturating_mul(size_of::<f32>())
 }
 
 /// Tasks that a pass over the keys should have at least. A number of its own, not of the threads: how a sum is split

@@ -1,9 +1,11 @@
 //! The algorithm: one block of queries of one head over every branch.
 
+use super::element::{Element, Holds};
 use super::group::add_weighted;
 use super::logits::{Keys, Queries};
-use super::pack::{from_lanes, to_panels};
+use super::pack::{from_lanes, to_lanes, to_panels};
 use super::parts::{self, Partial};
+use super::prefetch::Ahead;
 use super::product::{Into, Left, Product};
 use super::shared::SharedRows;
 use super::softmax::OnlineSoftmax;
@@ -11,38 +13,37 @@ use crate::engine::host::{Inputs, View};
 use crate::plan::cpu::{BLOCK_KV, GROUP, padded};
 use crate::problem::{BranchProblem, Float, Problem};
 
-/// The tiles of one thread. Where queries are side by side, those of a group are.
-pub(super) struct Scratch {
+/// The tiles of one thread, those that products read made of `E`. Where queries are side by side, those of a group are.
+///
+/// Of a dimension that a product sums over, widths count elements.
+pub(super) struct Scratch<E> {
     /// `[groups, head_dim, GROUP]`
-    q: Vec<f32>,
+    q: Vec<E>,
     /// Keys of one tile, in panels: `[ceil(head_dim / GROUP), columns, GROUP]`.
-    k: Vec<f32>,
+    k: Vec<E>,
     /// Their values: `[columns, padded value_dim]`.
-    v: Vec<f32>,
+    v: Vec<E>,
     /// Logits of one group, then probabilities: `[columns, GROUP]`.
     s: Vec<f32>,
     /// Unnormalised result of one branch: `[groups, value_dim, GROUP]`.
     o: Vec<f32>,
     /// Sum of the branches: `[groups, value_dim, GROUP]`.
     out: Vec<f32>,
-    /// One row of the result.
-    row: Vec<f32>,
     /// Of each group.
     softmax: Vec<OnlineSoftmax>,
 }
 
-impl Scratch {
+impl<E: Element> Scratch<E> {
     pub(super) fn new(problem: &Problem, block_q: usize) -> Self {
-        let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
-        let queries = block_q.next_multiple_of(GROUP);
+        let (head_dim, value_dim) = (problem.head_dim.div_ceil(E::NUMBERS), problem.value_dim);
+        let (queries, zero) = (block_q.next_multiple_of(GROUP), E::zeroed());
         Scratch {
-            q: vec![0.0; queries * head_dim],
-            k: vec![0.0; BLOCK_KV * head_dim.next_multiple_of(GROUP)],
-            v: vec![0.0; BLOCK_KV * padded(value_dim)],
+            q: vec![zero; queries * head_dim],
+            k: vec![zero; BLOCK_KV * head_dim.next_multiple_of(GROUP)],
+            v: vec![zero; BLOCK_KV.div_ceil(E::NUMBERS) * padded(value_dim)],
             s: vec![0.0; BLOCK_KV * GROUP],
             o: vec![0.0; queries * value_dim],
             out: vec![0.0; queries * value_dim],
-            row: vec![0.0; value_dim],
             softmax: vec![OnlineSoftmax::EMPTY; queries / GROUP],
         }
     }
@@ -57,39 +58,41 @@ pub(super) struct Block<'a> {
     pub(super) part: [usize; 2],
     /// Whether lse is wanted: of a closed branch it is all that is.
     pub(super) with_lse: bool,
+    /// The block that this thread most likely computes next.
+    pub(super) next: Option<Queries<'a>>,
 }
 
 impl<'a> Block<'a> {
     /// Computes the block's rows of `out` and `lse`.
-    pub(super) fn forward<T: Float>(
+    pub(super) fn forward<T: Float, E: Holds<T>>(
         &self,
-        scratch: &mut Scratch,
-        out: &SharedRows<'_, T>,
+        scratch: &mut Scratch<E>,
+        out: &'a SharedRows<'a, T>,
         lse: &Option<SharedRows<'_, f32>>,
     ) {
-        self.load_queries::<T>(scratch);
+        self.load_queries::<T, E>(scratch);
         self.start(scratch, out);
         for (n, branch) in self.branches() {
-            self.branch::<T>(scratch, n, branch);
+            self.branch::<T, E>(scratch, n, branch, Some(out));
             self.add_branch(scratch, n, lse);
         }
         self.store(scratch, out);
     }
 
     /// Leaves the results of one part of the keys in `partial`, branch by branch.
-    pub(super) fn forward_part<T: Float>(&self, scratch: &mut Scratch, partial: &mut [f32]) {
-        self.load_queries::<T>(scratch);
+    pub(super) fn forward_part<T: Float, E: Holds<T>>(&self, scratch: &mut Scratch<E>, partial: &mut [f32]) {
+        self.load_queries::<T, E>(scratch);
         let size = partial.len() / self.queries.problem.branches.len();
         for (n, branch) in self.branches() {
-            self.branch::<T>(scratch, n, branch);
+            self.branch::<T, E>(scratch, n, branch, None);
             parts::save(&scratch.o, &scratch.softmax, &mut partial[n * size..][..size]);
         }
     }
 
     /// Computes the block's rows from the results of its parts, taken in order.
-    pub(super) fn merge<T: Float>(
+    pub(super) fn merge<T: Float, E: Holds<T>>(
         &self,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<E>,
         parts: &[f32],
         out: &SharedRows<'_, T>,
         lse: &Option<SharedRows<'_, f32>>,
@@ -114,53 +117,69 @@ impl<'a> Block<'a> {
         problem.branches.iter().enumerate().filter(move |&(n, _)| open(n))
     }
 
-    fn load_queries<T: Float>(&self, scratch: &mut Scratch) {
+    fn load_queries<T: Float, E: Holds<T>>(&self, scratch: &mut Scratch<E>) {
         let width = self.queries.problem.head_dim;
+        let size = width.div_ceil(E::NUMBERS) * GROUP;
         for (g, group) in self.queries.groups() {
-            group.load_lanes::<T>(&self.inputs.q, &mut scratch.q[g * width * GROUP..], width);
+            group.load_lanes::<T, E>(&self.inputs.q, &mut scratch.q[g * size..], width);
         }
     }
 
     /// What the branches are added to.
-    fn start<T: Float>(&self, scratch: &mut Scratch, out: &SharedRows<'_, T>) {
-        let Queries { problem, b, h, first, rows } = self.queries;
+    fn start<T: Float, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
+        let Queries { problem, b, h, .. } = self.queries;
         let width = problem.value_dim;
         scratch.out.fill(0.0);
         if problem.accumulate {
-            for r in 0..rows {
-                // SAFETY: tasks partition (b, h, first..first + rows), and this task holds one row at a time.
-                T::widen(unsafe { out.row([b, first + r, h, 0], width) }, &mut scratch.row);
-                let lanes = scratch.out[r / GROUP * width * GROUP..].chunks_exact_mut(GROUP);
-                lanes.zip(&scratch.row).for_each(|(lanes, &x)| lanes[r % GROUP] = x);
+            for (g, Queries { first, rows, .. }) in self.queries.groups() {
+                // SAFETY: tasks partition (b, h, first..first + rows), and this task reads here, each row once.
+                let rows = (0..rows).map(|r| unsafe { &*out.row([b, first + r, h, 0], width) });
+                to_lanes::<T, f32>(rows, &mut scratch.out[g * width * GROUP..][..width * GROUP], width, GROUP);
             }
         }
     }
 
-    /// Leaves the branch's unnormalised result in `scratch.o` and its softmax state in `scratch.softmax`.
-    fn branch<T: Float>(&self, scratch: &mut Scratch, n: usize, branch: &'a BranchProblem) {
+    /// Leaves the branch's unnormalised result in `scratch.o` and its softmax state in `scratch.softmax`. `out` is where the
+    /// block's result will go.
+    fn branch<T: Float, E: Holds<T>>(
+        &self,
+        scratch: &mut Scratch<E>,
+        n: usize,
+        branch: &'a BranchProblem,
+        out: Option<&'a SharedRows<'a, T>>,
+    ) {
         let Block { queries, inputs, part: [part, parts], .. } = *self;
-        let (head_dim, value_dim) = (queries.problem.head_dim, queries.problem.value_dim);
+        let (head_dim, value_dim) = (queries.problem.head_dim.div_ceil(E::NUMBERS), queries.problem.value_dim);
         scratch.o.fill(0.0);
         scratch.softmax.fill(OnlineSoftmax::EMPTY);
 
         let segments = &inputs.branches[n].segments;
         let count = if parts == 1 { 0 } else { queries.tiles(branch, segments, BLOCK_KV).count() };
         let own = if parts == 1 { 0..usize::MAX } else { part * count / parts..(part + 1) * count / parts };
-        for keys in queries.tiles(branch, segments, BLOCK_KV).take(own.end).skip(own.start) {
-            keys.load_panels::<T>(&keys.bound.k, &mut scratch.k, head_dim);
-            keys.load::<T>(&keys.bound.v, &mut scratch.v, value_dim);
-            for (g, group) in queries.groups().filter(|(_, group)| group.sees(&keys)) {
+        let mut tiles = queries.tiles(branch, segments, BLOCK_KV).take(own.end).skip(own.start).peekable();
+        while let Some(keys) = tiles.next() {
+            let ahead = match tiles.peek() {
+                None if n == 0 => Ahead::after(self, out),
+                next => Ahead::tile(queries.problem, next.copied()),
+            };
+            keys.load_panels::<T, E>(&keys.bound.k, &mut scratch.k, queries.problem.head_dim);
+            keys.load_values::<T, E>(&mut scratch.v, value_dim);
+            for (g, group) in queries.groups() {
+                ahead.fetch(g, scratch.softmax.len());
+                if !group.sees(&keys) {
+                    continue;
+                }
                 let q = &scratch.q[g * head_dim * GROUP..][..head_dim * GROUP];
-                group.lane_logits::<T>(&keys, (q, &scratch.k), &mut scratch.s, None);
+                group.lane_logits::<T, E>(&keys, (q, &scratch.k), &mut scratch.s, None);
                 let s = &mut scratch.s[..keys.columns * GROUP];
                 let correction = scratch.softmax[g].step(s);
                 Product {
                     left: Left::Transposed(&scratch.v, padded(value_dim)),
-                    right: s,
+                    right: E::probabilities(s),
                     right_stride: GROUP,
                     c: &mut scratch.o[g * value_dim * GROUP..][..value_dim * GROUP],
                     stride: GROUP,
-                    extents: [value_dim, GROUP, keys.columns],
+                    extents: [value_dim, GROUP, keys.columns.div_ceil(E::NUMBERS)],
                     into: Into::Rescaled(&correction),
                 }
                 .run();
@@ -169,7 +188,7 @@ impl<'a> Block<'a> {
     }
 
     /// Adds what `branch` left to the sum, with its gate and region, and stores its lse.
-    fn add_branch(&self, scratch: &mut Scratch, n: usize, lse: &Option<SharedRows<'_, f32>>) {
+    fn add_branch<E>(&self, scratch: &mut Scratch<E>, n: usize, lse: &Option<SharedRows<'_, f32>>) {
         let Block { queries, inputs, .. } = *self;
         let branch = &inputs.branches[n];
         let gate = branch.gate(queries.b, queries.h);
@@ -196,23 +215,38 @@ impl<'a> Block<'a> {
     }
 
     /// Rounds the sum to `out`.
-    fn store<T: Float>(&self, scratch: &mut Scratch, out: &SharedRows<'_, T>) {
-        let Queries { problem, b, h, first, rows } = self.queries;
-        let width = problem.value_dim;
-        for r in 0..rows {
-            from_lanes(&scratch.out[r / GROUP * width * GROUP..], r % GROUP, &mut scratch.row);
-            // SAFETY: as in `start`.
-            T::narrow(&scratch.row, unsafe { out.row([b, first + r, h, 0], width) });
+    fn store<T: Float, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
+        let width = self.queries.problem.value_dim;
+        // The branches are all added.
+        let row = &mut scratch.o[..width];
+        for (g, Queries { b, h, first, rows, .. }) in self.queries.groups() {
+            for r in 0..rows {
+                from_lanes(&scratch.out[g * width * GROUP..][..width * GROUP], r, row);
+                // SAFETY: tasks partition (b, h, first..first + rows), and this task holds one row at a time.
+                T::narrow(row, unsafe { out.row([b, first + r, h, 0], width) });
+            }
         }
     }
 }
 
-impl Keys<'_> {
+impl<'a> Keys<'a> {
     /// Converts the rows of keys to panels.
-    pub(super) fn load_panels<T: Float>(&self, view: &View<'_, 4>, panels: &mut [f32], width: usize) {
+    pub(super) fn load_panels<T: Float, E: Holds<T>>(&self, view: &View<'a, 4>, panels: &mut [E], width: usize) {
         for c in 0..self.columns {
-            let start = view.position([self.b, self.start + c, self.head, 0]);
-            to_panels(&view.data::<T>()[start..][..width], c, self.columns, panels);
+            to_panels(self.row::<T>(view, c, width), c, self.columns, panels);
         }
+    }
+
+    /// Converts the rows of values, `[columns, padded value_dim]`; columns count elements.
+    fn load_values<T: Float, E: Holds<T>>(&self, tile: &mut [E], width: usize) {
+        for (first, tile) in (0..self.columns).step_by(E::NUMBERS).zip(tile.chunks_exact_mut(padded(width))) {
+            let rows = [0, 1].map(|n| self.row::<T>(&self.bound.v, (first + n).min(self.columns - 1), width));
+            E::across(&rows[..E::NUMBERS.min(self.columns - first)], &mut tile[..width]);
+        }
+    }
+
+    /// One row of keys or values.
+    pub(super) fn row<T: Float>(&self, view: &View<'a, 4>, c: usize, width: usize) -> &'a [T] {
+        &view.data::<T>()[view.position([self.b, self.start + c, self.head, 0])..][..width]
     }
 }

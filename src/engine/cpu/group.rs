@@ -1,5 +1,6 @@
 //! A group of queries of one head, one in each lane of the vector registers, against some keys of one segment.
 
+use super::element::Holds;
 use super::logits::{Keys, Queries, keys_of_row};
 use super::pack::to_lanes;
 use super::product::{Into, Left, Product};
@@ -18,13 +19,14 @@ impl<'a> Queries<'a> {
         (0..self.rows.div_ceil(GROUP)).map(move |g| (g, group(g)))
     }
 
-    /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, each to a lane of `[width, GROUP]`.
-    pub(super) fn load_lanes<T: Float>(&self, view: &View<'_, 4>, lanes: &mut [f32], width: usize) {
+    /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, each to a lane of `[width, GROUP]` elements.
+    pub(super) fn load_lanes<T: Float, E: Holds<T>>(&self, view: &View<'_, 4>, lanes: &mut [E], width: usize) {
         let rows = (0..self.rows).map(|r| {
             let start = view.position([self.b, self.first + r, self.h, 0]);
             &view.data::<T>()[start..][..width]
         });
-        to_lanes(rows, &mut lanes[..width * GROUP], width, GROUP);
+        let elements = width.div_ceil(E::NUMBERS);
+        to_lanes(rows, &mut lanes[..elements * GROUP], elements, GROUP);
     }
 
     /// Whether any of the queries may attend to any of the keys.
@@ -33,12 +35,12 @@ impl<'a> Queries<'a> {
         seen.start.max(keys.start) < seen.end.min(keys.start + keys.columns)
     }
 
-    /// Equation 1: logits `[keys, GROUP]` from queries `[head_dim, GROUP]` and keys in panels of `panel_rows` rows, -inf where a
-    /// query may not attend. `slopes`, if there are any, gets the derivative of the softcap (equation 10).
-    pub(super) fn lane_logits<T: Float>(
+    /// Equation 1: logits `[keys, GROUP]` from queries `[head_dim, GROUP]` and keys in panels, -inf where a query may not
+    /// attend. `slopes`, if there are any, gets the derivative of the softcap (equation 10).
+    pub(super) fn lane_logits<T: Float, E: Holds<T>>(
         &self,
         keys: &Keys<'_>,
-        (q, k): (&[f32], &[f32]),
+        (q, k): (&[E], &[E]),
         logits: &mut [f32],
         slopes: Option<&mut [f32]>,
     ) {
@@ -53,7 +55,7 @@ impl<'a> Queries<'a> {
             right_stride: GROUP,
             c: logits,
             stride: GROUP,
-            extents: [keys.columns, GROUP, problem.head_dim],
+            extents: [keys.columns, GROUP, problem.head_dim.div_ceil(E::NUMBERS)],
             into,
         }
         .run();

@@ -5,11 +5,15 @@
 //! numbers of every row.
 
 mod backward;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod block;
+mod element;
 mod group;
 mod logits;
 mod pack;
 mod parts;
+mod prefetch;
 mod product;
 mod shared;
 mod softmax;
@@ -19,18 +23,29 @@ pub(crate) use backward::backward;
 
 use super::host::Inputs;
 use crate::plan::cpu::{Division, GROUP, division};
-use crate::problem::{Float, Problem, Results, TensorMut, with_float};
+use crate::problem::{DType, Float, Problem, Results, TensorMut, with_float};
 use block::{Block, Scratch};
+use element::Holds;
 use logits::Queries;
 use rayon::prelude::*;
 use shared::SharedRows;
 
 /// Runs a forward problem whose tensors are bound; `out` and `lse` are those the problem was made of.
 pub(crate) fn forward(problem: &Problem, inputs: &Inputs<'_>, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {
-    with_float!(problem.dtype, T => forward_typed::<T>(problem, inputs, out, lse));
+    #[cfg(target_arch = "x86_64")]
+    if problem.dtype == DType::BF16 && bf16::is_available() {
+        return forward_typed::<half::bf16, bf16::Pair>(problem, inputs, out, lse);
+    }
+    with_float!(problem.dtype, T => forward_typed::<T, f32>(problem, inputs, out, lse));
 }
 
-fn forward_typed<T: Float>(problem: &Problem, inputs: &Inputs<'_>, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {
+/// With tensors of `T` and tiles of `E`.
+fn forward_typed<T: Float, E: Holds<T>>(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    out: TensorMut<'_>,
+    lse: Option<TensorMut<'_>>,
+) {
     let Results::Forward { out: out_strides, lse: lse_strides } = problem.results else {
         unreachable!("the plan's kernel goes forward, so the problem does")
     };
@@ -39,12 +54,16 @@ fn forward_typed<T: Float>(problem: &Problem, inputs: &Inputs<'_>, out: TensorMu
 
     let Division { block_q, tasks, parts } = division(problem, rayon::current_num_threads());
     let (blocks, heads) = (problem.seq_q.div_ceil(block_q), problem.heads);
-    let block = |task: usize, part: [usize; 2]| {
+    let queries = |task: usize| {
         // Heads next to each other: their rows share pages.
         let (b, block, h) = (task / heads / blocks, task / heads % blocks, task % heads);
-        Block { queries: Queries::block(problem, [b, h, block], block_q), inputs, part, with_lse: lse.is_some() }
+        Queries::block(problem, [b, h, block], block_q)
     };
-    let scratch = || Scratch::new(problem, block_q);
+    let block = |task: usize, part: [usize; 2]| {
+        let next = (task + 1 < tasks).then(|| queries(task + 1));
+        Block { queries: queries(task), inputs, part, with_lse: lse.is_some(), next }
+    };
+    let scratch = || Scratch::<E>::new(problem, block_q);
     if parts == 1 {
         (0..tasks)
             .into_par_iter()
@@ -54,7 +73,7 @@ fn forward_typed<T: Float>(problem: &Problem, inputs: &Inputs<'_>, out: TensorMu
     let size = problem.branches.len() * parts::size(block_q.div_ceil(GROUP), problem.value_dim);
     let mut partial = vec![0.0; tasks * parts * size];
     partial.par_chunks_mut(size).enumerate().for_each_init(scratch, |scratch, (index, partial)| {
-        block(index / parts, [index % parts, parts]).forward_part::<T>(scratch, partial);
+        block(index / parts, [index % parts, parts]).forward_part::<T, E>(scratch, partial);
     });
     partial.par_chunks(parts * size).enumerate().for_each_init(scratch, |scratch, (task, partial)| {
         block(task, [0, parts]).merge(scratch, partial, &out, &lse);

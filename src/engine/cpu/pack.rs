@@ -1,41 +1,41 @@
-//! From tensors to the layouts of tiles, in f32, and back.
+//! From tensors to the layouts of tiles and back.
 
+use super::element::Holds;
 use crate::plan::cpu::GROUP;
 use crate::problem::Float;
 
-/// Row `row` of a tile in panels, `[ceil(width / GROUP), rows, GROUP]`.
-pub(super) fn to_panels<T: Float>(from: &[T], row: usize, rows: usize, panels: &mut [f32]) {
-    let (whole, rest) = from.as_chunks::<GROUP>();
-    for (panel, from) in whole.iter().enumerate() {
-        T::widen(from, &mut panels[(panel * rows + row) * GROUP..][..GROUP]);
-    }
-    if !rest.is_empty() {
-        T::widen(rest, &mut panels[(whole.len() * rows + row) * GROUP..][..rest.len()]);
+/// Row `row` of a tile in panels, `[ceil(width / GROUP), rows, GROUP]`; panels count elements.
+pub(super) fn to_panels<T, E: Holds<T>>(from: &[T], row: usize, rows: usize, panels: &mut [E]) {
+    for (panel, from) in from.chunks(GROUP * E::NUMBERS).enumerate() {
+        let elements = from.len().div_ceil(E::NUMBERS);
+        E::along(from, &mut panels[(panel * rows + row) * GROUP..][..elements]);
     }
 }
 
 /// Writes up to [`GROUP`] rows side by side, `[width, GROUP]` with `stride` between its rows, and zeros where there are
-/// fewer.
-pub(super) fn to_lanes<'a, T: Float>(
+/// fewer; widths count elements.
+pub(super) fn to_lanes<'a, T: Float, E: Holds<T>>(
     rows: impl Iterator<Item = &'a [T]>,
-    lanes: &mut [f32],
+    lanes: &mut [E],
     width: usize,
     stride: usize,
 ) {
     let mut given: [&[T]; GROUP] = [&[]; GROUP];
     let count = given.iter_mut().zip(rows).map(|(given, row)| *given = row).count();
-    let mut block = [[0.0; BLOCK]; GROUP];
+    // Arranged as f32 whatever they are: elements are as large, and none is computed with.
+    let mut block = [[0f32; BLOCK]; GROUP];
     for n in 0..width.div_ceil(BLOCK) {
         for (row, block) in given.iter().zip(&mut block).take(count) {
-            match row[n * BLOCK..].first_chunk::<BLOCK>() {
+            let (row, block): (_, &mut [E]) = (&row[n * BLOCK * E::NUMBERS..], bytemuck::cast_slice_mut(block));
+            match row.get(..BLOCK * E::NUMBERS) {
                 // The compiler makes one register's load and store of it.
-                Some(row) => T::widen(row, block),
-                None => T::widen(&row[n * BLOCK..], &mut block[..row.len() - n * BLOCK]),
+                Some(row) => E::along(row, block),
+                None => E::along(row, &mut block[..row.len().div_ceil(E::NUMBERS)]),
             }
         }
         for (d, lanes) in lanes.chunks_mut(stride).skip(n * BLOCK).take(BLOCK.min(width - n * BLOCK)).enumerate() {
             let turned: [f32; GROUP] = std::array::from_fn(|lane| block[lane][d]);
-            lanes[..GROUP].copy_from_slice(&turned);
+            lanes[..GROUP].copy_from_slice(bytemuck::cast_slice(&turned));
         }
     }
 }
@@ -49,3 +49,33 @@ pub(super) fn from_lanes(lanes: &[f32], lane: usize, row: &mut [f32]) {
 
 /// Columns that are turned at a time.
 const BLOCK: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::{from_lanes, to_lanes};
+    use crate::plan::cpu::GROUP;
+
+    #[test]
+    fn rows_go_to_lanes_and_back() {
+        for (rows, width) in [(1, 1), (7, 16), (19, 40), (GROUP, 77)] {
+            let tensor: Vec<f32> = (0..rows * width).map(|n| n as f32 + 1.0).collect();
+            let stride = GROUP + 3;
+            let mut lanes = vec![f32::NAN; width * stride];
+            to_lanes::<f32, f32>(tensor.chunks(width), &mut lanes, width, stride);
+            let row = |d: usize| &lanes[d * stride..][..stride];
+            for d in 0..width {
+                for lane in 0..GROUP {
+                    let want = if lane < rows { tensor[lane * width + d] } else { 0.0 };
+                    assert_eq!(row(d)[lane], want, "{rows} rows of {width}: lane {lane} of {d}");
+                }
+                assert!(row(d)[GROUP..].iter().all(|x| x.is_nan()), "what lies between rows is not written");
+            }
+            let lanes: Vec<f32> = (0..width).flat_map(|d| row(d)[..GROUP].to_vec()).collect();
+            for (lane, row) in tensor.chunks(width).enumerate() {
+                let mut back = vec![f32::NAN; width];
+                from_lanes(&lanes, lane, &mut back);
+                assert_eq!(back, row);
+            }
+        }
+    }
+}

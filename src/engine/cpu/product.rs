@@ -1,11 +1,12 @@
-//! Matrix products of tiles: the micro-kernel that everything of the cpu engine's time goes through.
+//! Matrix products of tiles: the micro-kernel that most of the cpu engine's time goes through.
 //!
 //! The right matrix is read as it lies, a vector register of columns at a time; the elements of the left one are spread
 //! over a whole register. Of a row-major left matrix neighbours in memory belong to one row or to one column, and both ways
 //! round are there, so that no product needs a transposed copy.
 
+use super::element::Element;
 use crate::plan::cpu::GROUP;
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 
 /// A loop over `I` below `$count`, at most 12, as that many copies of its body: the sums stay in registers only where
 /// every index is a constant.
@@ -20,16 +21,17 @@ macro_rules! unrolled {
         }
     )*};
 }
+pub(super) use unrolled;
 
 /// The left matrix `A[m, k]`.
 #[derive(Clone, Copy)]
-pub(super) enum Left<'a> {
+pub(super) enum Left<'a, E = f32> {
     /// Panels of [`GROUP`] columns: `[ceil(k / GROUP), m, GROUP]`.
-    Panels(&'a [f32]),
+    Panels(&'a [E]),
     /// Row-major: `[m, stride]`.
-    Rows(&'a [f32], usize),
+    Rows(&'a [E], usize),
     /// Its transpose, row-major: `[k, stride]`.
-    Transposed(&'a [f32], usize),
+    Transposed(&'a [E], usize),
 }
 
 /// What becomes of the product.
@@ -46,10 +48,11 @@ pub(super) enum Into<'a> {
     Rescaled(&'a [f32]),
 }
 
-/// `C[m, n]` from `A[m, k] B[k, n]`; rows of B and C are `right_stride` and `stride` apart.
-pub(super) struct Product<'a> {
-    pub(super) left: Left<'a>,
-    pub(super) right: &'a [f32],
+/// `C[m, n]` from `A[m, k] B[k, n]`; rows of B and C are `right_stride` and `stride` apart. Where an element is several
+/// numbers, k counts elements.
+pub(super) struct Product<'a, E = f32> {
+    pub(super) left: Left<'a, E>,
+    pub(super) right: &'a [E],
     pub(super) right_stride: usize,
     pub(super) c: &'a mut [f32],
     pub(super) stride: usize,
@@ -58,7 +61,7 @@ pub(super) struct Product<'a> {
     pub(super) into: Into<'a>,
 }
 
-impl Product<'_> {
+impl<E: Element> Product<'_, E> {
     pub(super) fn run(self) {
         let [m, n, k] = self.extents;
         assert!(n.is_multiple_of(GROUP / 2) && n <= self.stride && n <= self.right_stride);
@@ -75,7 +78,7 @@ impl Product<'_> {
         if let Into::Rescaled(factors) = self.into {
             assert!(n <= factors.len());
         }
-        Arch::new().dispatch(self);
+        E::multiply(self);
     }
 }
 

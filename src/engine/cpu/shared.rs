@@ -37,6 +37,11 @@ impl<'a, T: Float> SharedRows<'a, T> {
         // reference to them.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(at), width) }
     }
+
+    /// Where a row begins; not to be read.
+    pub(super) fn address(&self, index: [usize; 4]) -> *const T {
+        self.base.wrapping_add(position(self.offset, &self.strides, index))
+    }
 }
 
 /// A gradient of any strides, in f32 or the type of q.
