@@ -243,7 +243,10 @@ fn bulk_stores_out_of_order() {
     assert_fault(&fault(bulk_store_unaligned), FaultKind::Misaligned, FILE, &[issue]);
     for seed in 0..10 {
         let fault = stored(bulk_store_no_barrier, seed).expect_err("a fault");
-        let early = matches!(fault.kind, FaultKind::Race | FaultKind::Uninitialised | FaultKind::PendingCopy | FaultKind::Proxy);
+        let early = matches!(
+            fault.kind,
+            FaultKind::Race | FaultKind::Uninitialised | FaultKind::PendingCopy | FaultKind::Proxy
+        );
         assert!(early && fault.message.contains("hopper.cpp:"), "{fault}");
     }
 }
