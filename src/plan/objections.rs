@@ -60,10 +60,10 @@ fn of_table(instance: &Instance, engine: Engine, problem: &Problem, object: &mut
                 object(&|| Reason::Scale { got: problem.softmax_scale });
             }
         }
-        if !device.positions {
-            if let Some(segment) = problem.segments().position(SegmentProblem::has_position_rule) {
-                object(&|| Reason::Positions { segment });
-            }
+        if !device.positions
+            && let Some(segment) = problem.segments().position(SegmentProblem::has_position_rule)
+        {
+            object(&|| Reason::Positions { segment });
         }
         for argument in problem.unmapped_rows(device.stores_by_map).filter(|_| device.tensor_maps) {
             object(&|| Reason::TensorMap { argument });
