@@ -19,12 +19,9 @@ pub fn translation_unit(row: &Instance) -> Option<String> {
     } else {
         let _ = writeln!(unit, "using Config = {}<{element}>;", entry.config);
     }
-    let [one, several] = device.shared_bytes;
-    let (key_tile, gradient_tile) = (device.shared_bytes_per_key_tile, device.shared_bytes_per_gradient_tile);
     equal.push(("THREADS".to_string(), device.threads));
-    for (branches, key_tiles, gradient_tiles, bytes) in
-        [(1, 0, 0, one), (2, 0, 0, several), (1, 1, 0, one + key_tile), (1, 1, 1, one + key_tile + gradient_tile)]
-    {
+    for (branches, key_tiles, gradient_tiles) in [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 1, 1), (2, 50, 0)] {
+        let bytes = device.shared_bytes_for(branches, key_tiles, gradient_tiles);
         equal.push((format!("shared_bytes({branches}, {key_tiles}, {gradient_tiles})"), bytes));
     }
     for (constant, value) in equal {

@@ -76,8 +76,9 @@ constexpr int MAX_MAPPED_SEGMENTS = 8;
 // extent along which the tensor broadcasts is 1 there. A map of a segment without keys is all zeros.
 struct MappedForwardParams {
   ptx::TensorMap q;                       // boxes of 64 columns and 64 rows
-  ptx::TensorMap k[MAX_MAPPED_SEGMENTS];  // boxes of 64 columns and a tile's keys
+  ptx::TensorMap k[MAX_MAPPED_SEGMENTS];  // boxes of 64 columns and a tile's keys, 16 where all stay in shared memory
   ptx::TensorMap v[MAX_MAPPED_SEGMENTS];  // likewise
+  ptx::TensorMap out;                     // boxes of 64 columns and 16 rows; all zeros for kernels that store plainly
   ForwardParams forward;
   uint64_t reserved[6];  // keeps the size a multiple of 64
 };

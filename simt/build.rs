@@ -27,6 +27,7 @@ const EMULATOR: &[&str] = &[
     "sites",
     "tensor_map",
     "tma",
+    "tma_store",
     "wgmma",
 ];
 

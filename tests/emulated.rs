@@ -123,10 +123,22 @@ fn source_and_ptx_differ_by_f32_roundings_at_most() {
 /// Cases that between them go through every part of a kernel.
 fn eventful_of(settings: &Settings) -> Vec<Case> {
     let mut cases = eventful();
-    if settings.compute_capability == (9, 0) {
-        // More tiles than the ring has stages, in one branch and over several; keys that end within a tile.
-        cases.push(Case::plain("long", DType::F16, [1, 70, 1, 64], 700).key_len(0, &[669]));
-        cases.push(Case::decoupled("wound", DType::F16, [1, 70, 1, 64], 150, &[140, 20, 150]));
+    match settings.kernel.as_deref() {
+        // More tiles of queries than the ring has stages, through each product that the kernel has; keys that end within a tile.
+        Some("forward_short_sm90") => {
+            cases.push(Case::decoupled("around", DType::F16, [1, 830, 1, 64], 77, &[4]).key_len(0, &[69]));
+        }
+        Some("forward_medium_sm90") => {
+            cases.push(Case::decoupled("around", DType::F16, [1, 590, 1, 64], 77, &[4]).key_len(0, &[69]));
+            cases.push(Case::plain("wide", DType::F16, [1, 590, 1, 64], 130));
+        }
+        // More tiles of keys than the ring has stages, in one branch and over several; keys that end within a tile.
+        _ if settings.compute_capability == (9, 0) => {
+            cases.push(Case::plain("long", DType::F16, [1, 70, 1, 64], 700).key_len(0, &[669]));
+            cases.push(Case::decoupled("wound", DType::F16, [1, 70, 1, 64], 150, &[140, 20, 150]));
+            cases.push(streamed());
+        }
+        _ => cases.push(streamed()),
     }
     cases
 }
@@ -139,8 +151,12 @@ fn eventful() -> Vec<Case> {
             .region(2, RegionCase::Shared),
         // The first branch ends before the first barrier of the loop over tiles.
         Case::decoupled("brief", DType::F16, [1, 130, 1, 64], 20, &[70]),
-        Case::plain("streamed", DType::BF16, [1, 130, 1, 40], 90).causal(0, Causal::BottomRight),
     ]
+}
+
+/// For those that take position rules.
+fn streamed() -> Case {
+    Case::plain("streamed", DType::BF16, [1, 130, 1, 40], 90).causal(0, Causal::BottomRight)
 }
 
 #[test]

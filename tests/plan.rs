@@ -1,6 +1,10 @@
 //! Which row of the table takes a problem on which GPU; no kernel runs.
 
-use fused_attention::{Attention, AttentionDesc, Branch, DType, Device, Outputs, Plan, Problem, Segment, TensorDesc};
+use fused_attention::{
+    Attention, AttentionDesc, Branch, Causal, DType, Device, Outputs, Plan, Problem, Segment, TensorDesc,
+};
+#[cfg(feature = "cuda")]
+use std::io::Write;
 
 const SHAPE: [usize; 4] = [2, 300, 6, 64];
 
@@ -30,6 +34,88 @@ fn only_hopper_gets_hoppers_rows() {
         for other in [(8, 0), (8, 9), (10, 0), (12, 0)] {
             assert_eq!(symbol(&plain(width), other), streaming("sm80"), "{other:?}");
         }
+    }
+}
+
+#[test]
+fn hopper_keeps_few_keys() {
+    let decoupled = |width, tokens: &[usize]| {
+        tokens.iter().fold(Attention::new(rows(SHAPE[1], width)), |attention, &tokens| {
+            attention.branch(Branch::new(rows(tokens, width), rows(tokens, width)))
+        })
+    };
+    for width in [40, 64, 80, 96, 128, 160, 256] {
+        for tokens in [&[77usize, 4] as &[usize], &[77, 16], &[77, 4, 16], &[112]] {
+            let expected = format!("forward_short_sm90_f16_w{width}");
+            assert_eq!(symbol(&decoupled(width, tokens), HOPPER), expected, "{tokens:?}");
+        }
+        // What shared memory of the widest holds is up to 112 keys.
+        let expected = if width < 256 { "forward_short_sm90" } else { "forward_streaming_sm80" };
+        assert_eq!(symbol(&decoupled(width, &[77, 77]), HOPPER), format!("{expected}_f16_w{width}"));
+        let expected = match width {
+            0..=128 => "forward_medium_sm90",
+            160 => "forward_streaming_sm90",
+            _ => "forward_streaming_sm80",
+        };
+        assert_eq!(symbol(&decoupled(width, &[77, 257]), HOPPER), format!("{expected}_f16_w{width}"));
+    }
+    // What they do not take, the short kernel of all GPUs does.
+    let with = |segment| Attention::new(rows(SHAPE[1], 64)).branch(Branch::from(segment));
+    let keys = || Segment::new(rows(77, 64), rows(77, 64));
+    for segment in [
+        keys().causal(Causal::TopLeft),
+        keys().window(Some(3), None),
+        keys().bias(TensorDesc::contiguous(DType::F16, [1, 1, SHAPE[1], 77])),
+    ] {
+        assert_eq!(symbol(&with(segment), HOPPER), "forward_short_sm80_f16_w64");
+    }
+    assert_eq!(symbol(&decoupled(64, &[77, 4]).softcap(20.0), HOPPER), "forward_short_sm80_f16_w64");
+    // Results that no tensor map describes.
+    let attention = decoupled(64, &[77, 4]);
+    let strides = [(SHAPE[1] * SHAPE[2] * 64) as isize, -((SHAPE[2] * 64) as isize), 64, 1];
+    let out = TensorDesc::strided(DType::F16, [SHAPE[0], SHAPE[1], SHAPE[2], 64], strides);
+    let problem = Problem::forward(&attention, &Outputs::new(out)).expect("a legal problem");
+    let plan = Plan::new(&problem, &Device::Emulated { compute_capability: HOPPER }).expect("device code takes it");
+    assert_eq!(plan.symbol(), "forward_short_sm80_f16_w64");
+}
+
+/// On a GPU of 132 multiprocessors, each with one block at a time.
+#[cfg(feature = "cuda")]
+#[test]
+fn few_queries_take_one_wave() {
+    let head_blocks = |[batch, seq_q, heads]: [usize; 3]| {
+        let of = |seq: usize| TensorDesc::bshd(DType::F16, [batch, seq, heads, 64]);
+        let attention = Attention::new(of(seq_q)).branch(Branch::new(of(77), of(77))).branch(Branch::new(of(4), of(4)));
+        let problem = Problem::forward(&attention, &Outputs::new(of(seq_q))).expect("a legal problem");
+        let gpu = fused_attention::CudaDevice {
+            ordinal: 0,
+            name: "a GPU".to_string(),
+            compute_capability: HOPPER,
+            multiprocessors: 132,
+            shared_memory_per_block: 227 << 10,
+        };
+        let plan = Plan::new(&problem, &Device::Cuda(gpu)).expect("device code takes it");
+        let line = plan.to_string().lines().find_map(|line| Some(line.strip_prefix("blocks")?.trim().to_string()));
+        let line = line.expect("a plan for a GPU tells its blocks");
+        line.split(' ').next().and_then(|blocks| blocks.parse::<usize>().ok()).expect("a number")
+    };
+    if fused_attention::cuda::toolkit().is_none() {
+        // Not eprintln: the test harness would swallow it.
+        let _ = writeln!(std::io::stderr(), "LEFT OUT: blocks on a GPU: the build found no nvcc; run scripts/get-nvcc");
+        return;
+    }
+    for (shape, expected) in [
+        // Every tile a block of its own,
+        ([1, 64, 8], 1),
+        ([2, 256, 8], 4),
+        // one wave of blocks with several,
+        ([2, 1024, 8], 8),
+        ([2, 4096, 8], 8),
+        ([1, 4096, 10], 13),
+        // and where heads alone are more than a wave, three waves of halves of a head.
+        ([8, 4096, 20], 2),
+    ] {
+        assert_eq!(head_blocks(shape), expected, "{shape:?}");
     }
 }
 

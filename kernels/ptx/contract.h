@@ -206,6 +206,21 @@ struct alignas(64) TensorMap {
 PTX_FUNCTION void cp_async_bulk_tensor_4d(uint32_t dst, const TensorMap* map, uint32_t barrier, int32_t c0, int32_t c1,
                                           int32_t c2, int32_t c3);
 
+// cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [map, {c0, c1, c2, c3}], [src]: copies the map's box from shared
+// memory to these coordinates; nothing is written outside of the tensor. thread. Reads shared memory through the async
+// proxy, at any time up to the wait that covers its group. src is aligned as the destination of a load.
+PTX_FUNCTION void cp_async_bulk_tensor_store_4d(const TensorMap* map, uint32_t src, int32_t c0, int32_t c1, int32_t c2,
+                                                int32_t c3);
+
+// cp.async.bulk.commit_group: closes the group of this thread's bulk stores issued since the last commit. thread.
+PTX_FUNCTION void cp_async_bulk_commit_group();
+
+// cp.async.bulk.wait_group.read N: waits until at most the N youngest groups of this thread have yet to read shared
+// memory, which may be written again then; global memory may still be written later, up to the end of the kernel. thread. "Data
+// Movement and Conversion Instructions: cp.async.bulk.wait_group".
+template <int N>
+PTX_FUNCTION void cp_async_bulk_wait_group_read();
+
 // ---- sm_90a: matrix product of a warpgroup --------------------------------------------------------------------------
 // Four consecutive warps, from a multiple of four on, execute these together; warp w of them has rows 16w to 16w + 15.
 // converged. "Asynchronous Warpgroup Level Matrix Instructions".

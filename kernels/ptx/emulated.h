@@ -19,6 +19,7 @@ Index block_index();
 Index block_dimensions();
 Index grid_dimensions();
 void cp_async_wait_group(int groups_left);
+void cp_async_bulk_wait_group_read(int groups_left);
 void wgmma_wait_group(int groups_left);
 void wgmma(bool bf16, float* d, int tiles, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor, bool accumulate);
 void setmaxnreg_inc(uint32_t count);
@@ -37,6 +38,12 @@ template <int N>
 __forceinline__ void cp_async_wait_group() {
   static_assert(N >= 0, "cp.async.wait_group takes a count of groups");
   ::simt::cp_async_wait_group(N);
+}
+
+template <int N>
+__forceinline__ void cp_async_bulk_wait_group_read() {
+  static_assert(N >= 0, "cp.async.bulk.wait_group takes a count of groups");
+  ::simt::cp_async_bulk_wait_group_read(N);
 }
 
 template <int N>

@@ -15,11 +15,11 @@ struct OutRows {
   const ForwardParams& p;
   int b, h, row;
 
-  // rO[16, WIDTH] f32 -> element type, the one rounding -> `staging`, 16 rows of shared memory that are the warp's alone ->
-  // global memory, 16 bytes a lane. Adds what out held before, if asked to. `Tile` says where a chunk lies. Warp-collective.
-  template <class Element, int WIDTH, class Tile = SharedTile<WIDTH>>
-  DEVICE void store(const float (&rO)[WIDTH / 8][4], char* staging, bool add) const {
-    uint16_t* gOut = static_cast<uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
+  // rO[16, WIDTH] f32 -> element type, the one rounding -> `staging`, 16 rows of shared memory that are the warp's alone. Adds
+  // what out held before, if asked to. `Tile` says where a chunk lies.
+  template <class Element, int WIDTH, class Tile>
+  DEVICE void stage(const float (&rO)[WIDTH / 8][4], char* staging, bool add) const {
+    const uint16_t* gOut = static_cast<const uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
 #pragma unroll
     for (int r = 0; r < ROWS_PER_LANE; r++) {
       const int query = row + fragment_row(2 * r);
@@ -36,6 +36,13 @@ struct OutRows {
         *reinterpret_cast<uint32_t*>(staging + offset) = Element::pack(low, high);
       }
     }
+  }
+
+  // The same, and on to global memory, 16 bytes a lane. Warp-collective.
+  template <class Element, int WIDTH, class Tile = SharedTile<WIDTH>>
+  DEVICE void store(const float (&rO)[WIDTH / 8][4], char* staging, bool add) const {
+    uint16_t* gOut = static_cast<uint16_t*>(p.out) + b * p.out_stride[0] + h * p.out_stride[2];
+    stage<Element, WIDTH, Tile>(rO, staging, add);
     // Written: the rows, by the lanes that hold their fragments. Read next: by other lanes of the same warp.
     ptx::bar_warp_sync();
     for (int at = lane_id(); at < 16 * Tile::CHUNKS; at += WARP) {

@@ -5,21 +5,9 @@
 #pragma once
 #include "cursor.cuh"
 #include "load.cuh"
+#include "register_share.cuh"
 #include "ring.cuh"
 #include "swizzled_tile.cuh"
-
-// Registers of a thread, given the registers of a multiprocessor: those the launch starts from are taken from the warpgroup
-// that copies and given to those that multiply.
-template <int CONSUMERS>
-struct RegisterShare;
-template <>
-struct RegisterShare<2> {
-  static constexpr int PRODUCER = 40, CONSUMER = 232;
-};
-template <>
-struct RegisterShare<3> {
-  static constexpr int PRODUCER = 32, CONSUMER = 160;
-};
 
 template <class Element_, int WIDTH_, int BLOCK_KV_, int CONSUMERS_, int STAGES_, bool BIASED_>
 struct WarpgroupStreamingConfig {
@@ -115,16 +103,13 @@ struct StreamingProducer : StreamingBlock<Config> {
   }
 
  private:
-  // Broadcast along a dimension, a tensor has one index there.
-  static DEVICE int index(int64_t stride, int i) { return stride == 0 ? 0 : i; }
-
   DEVICE void load_q() const {
     ptx::mbarrier_arrive_expect_tx(this->q_full(), Config::CONSUMERS * Config::QTile::BYTES);
     for (int group = 0; group < Config::CONSUMERS; group++) {
       for (int n = 0; n < Config::QTile::BLOCKS; n++) {
         ptx::cp_async_bulk_tensor_4d(this->sQ(group) + n * Config::QTile::BLOCK_BYTES, &maps.q, this->q_full(),
                                      n * Config::QTile::COLUMNS, block.first + group * 64,
-                                     index(p.q_stride[2], block.h), index(p.q_stride[0], block.b));
+                                     map_index(p.q_stride[2], block.h), map_index(p.q_stride[0], block.b));
       }
     }
   }
@@ -135,7 +120,7 @@ struct StreamingProducer : StreamingBlock<Config> {
 #pragma unroll 1
     for (int n = 0; n < KvTile::BLOCKS; n++) {
       ptx::cp_async_bulk_tensor_4d(sTile + n * KvTile::BLOCK_BYTES, &map, full, n * KvTile::COLUMNS, kv,
-                                   index(stride[2], head), index(stride[0], block.b));
+                                   map_index(stride[2], head), map_index(stride[0], block.b));
     }
   }
 

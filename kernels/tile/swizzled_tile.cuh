@@ -24,6 +24,9 @@ struct SwizzledTile {
   }
 };
 
+// Where a tensor map has index i of a dimension: broadcast along it, a tensor has one index there.
+DEVICE int map_index(int64_t stride, int i) { return stride == 0 ? 0 : i; }
+
 // Descriptor of a matrix in such a tile: eight rows are 1024 bytes; K-major operands need no more. Of an MN-major one the
 // next 64 columns are a block on.
 struct MatrixDescriptor {

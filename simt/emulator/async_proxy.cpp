@@ -18,10 +18,12 @@ void ShadowMemory::report_proxy(const char* access, uint32_t cell, Pc pc, uint32
 }
 
 void ShadowMemory::check_holders(uint32_t first, uint32_t last, Pc pc) {
-  for (uint32_t c = first; c <= last; c++)
-    if (holders_[c])
-      fail(SIMT_WGMMA, "write of shared memory offset ", c * CELL_BYTES, " (", at(pc), ") while the wgmma issued at (",
-           at(holder_pcs_[c]), ") may still read it");
+  for (uint32_t c = first; c <= last; c++) {
+    const Holder& holder = holders_[c];
+    if (holder.count == 0) continue;
+    fail(holder.store ? SIMT_PENDING_COPY : SIMT_WGMMA, "write of shared memory offset ", c * CELL_BYTES, " (", at(pc),
+         ") while the ", holder.store ? "bulk store" : "wgmma", " issued at (", at(holder.pc), ") may still read it");
+  }
 }
 
 void ShadowMemory::begin_bulk_copy(const Thread& issuer, uint32_t offset, uint32_t bytes, Pc pc) {
@@ -33,11 +35,14 @@ void ShadowMemory::land_bulk(uint32_t actor, uint32_t time, uint32_t offset, uin
   std::fill(&keys_[first], &keys_[last] + 1, write_key(CellState::Valid, actor, time));
 }
 
+void ShadowMemory::add_holder(uint32_t cell, Pc pc, bool store) {
+  if (holders_.empty()) holders_.resize(cells_);
+  holders_[cell].count++;
+  holders_[cell].pc = pc;
+  holders_[cell].store = store;
+}
+
 void ShadowMemory::hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc) {
-  if (holders_.empty()) {
-    holders_.assign(cells_, 0);
-    holder_pcs_.assign(cells_, 0);
-  }
   const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
   const uint32_t threads = uint32_t(block->threads.size());
   uint64_t good = ~uint64_t(0);
@@ -49,15 +54,32 @@ void ShadowMemory::hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc
         report_proxy("read", c, pc, actor_of(key));
       good = key;
     }
-    holders_[c]++;
-    holder_pcs_[c] = pc;
+    add_holder(c, pc, false);
   }
 }
 
 void ShadowMemory::let_go(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc) {
   const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
-  for (uint32_t c = first; c <= last; c++) holders_[c]--;
+  for (uint32_t c = first; c <= last; c++) holders_[c].count--;
   record_read(warp, WHOLE_WARP, first, last, pc);
+}
+
+void ShadowMemory::hold(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc) {
+  const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
+  const uint32_t threads = uint32_t(block->threads.size());
+  for (uint32_t c = first; c <= last; c++) {
+    const uint64_t key = keys_[c];
+    check_written(*reader.warp, reader.lane, key, c, pc);
+    if (actor_of(key) < threads && !sees_in_proxy(reader, actor_of(key), clock_of(key)))
+      report_proxy("read", c, pc, actor_of(key));
+    add_holder(c, pc, true);
+  }
+}
+
+void ShadowMemory::let_go(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc) {
+  const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
+  for (uint32_t c = first; c <= last; c++) holders_[c].count--;
+  record_read(*reader.warp, reader.lane, first, last, pc);
 }
 
 void ShadowMemory::init_mbarrier(const Thread& writer, uint32_t offset, Pc pc) {

@@ -118,6 +118,7 @@ class Worker {
       thread.copies.clear();
       thread.groups.clear();
       thread.uncommitted = 0;
+      thread.bulk_stores = {};
       thread.sync = {};
       thread.knowledge.clear();
       thread.guarded.clear();

@@ -127,6 +127,10 @@ void check_async_read(const void* address, size_t bytes, Pc pc) {
   global_access(static_cast<const char*>(address), bytes, Access::AsyncRead, pc);
 }
 
+void check_async_write(const void* address, size_t bytes, Pc pc) {
+  global_access(static_cast<const char*>(address), bytes, Access::Write, pc);
+}
+
 void check_atomic(const void* address, size_t bytes, Pc pc) {
   global_access(static_cast<const char*>(address), bytes, Access::Atomic, pc);
 }

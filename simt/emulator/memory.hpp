@@ -8,8 +8,9 @@ namespace simt {
 // address for aligned to the access.
 void plain_access(const void* address, size_t bytes, bool write, bool natural, Pc pc);
 
-// Global reads of an asynchronous copy, and atomics.
+// Global reads and writes of asynchronous copies, and atomics.
 void check_async_read(const void* address, size_t bytes, Pc pc);
+void check_async_write(const void* address, size_t bytes, Pc pc);
 void check_atomic(const void* address, size_t bytes, Pc pc);
 
 // Does this lie in the image's read-only data, where a kernel's constant tables are?

@@ -39,7 +39,6 @@ void ShadowMemory::reset(uint32_t shared_bytes, int warps) {
   write_pcs_.assign(cells_, 0);
   readers_.assign(size_t(cells_) * warps, 0);
   holders_.clear();
-  holder_pcs_.clear();
 }
 
 void ShadowMemory::report(const char* access, uint32_t cell, Pc pc, const std::string& against) {

@@ -40,6 +40,9 @@ class ShadowMemory {
   // An operand of wgmma: read by the whole warp through the async proxy at any time between `hold` and `let_go`.
   void hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc);
   void let_go(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc);
+  // The source of a bulk store: read by one thread, likewise.
+  void hold(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc);
+  void let_go(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc);
   // The eight bytes of an mbarrier: an opaque object from its initialisation on.
   void init_mbarrier(const Thread& writer, uint32_t offset, Pc pc);
   void use_mbarrier(const Thread& user, uint32_t offset, Pc pc);
@@ -48,6 +51,7 @@ class ShadowMemory {
   void write_as(CellState state, const Thread& writer, uint32_t offset, uint32_t bytes, Pc pc, bool in_proxy = false);
   void check_written(const Warp& warp, int lane, uint64_t key, uint32_t cell, Pc pc);
   [[noreturn]] void report_proxy(const char* access, uint32_t cell, Pc pc, uint32_t writer);
+  void add_holder(uint32_t cell, Pc pc, bool store);
   void check_holders(uint32_t first, uint32_t last, Pc pc);
   void check_readers(const Thread& writer, uint32_t first, uint32_t last, Pc pc);
   void record_read(const Warp& warp, int lane, uint32_t first, uint32_t last, Pc pc);
@@ -57,9 +61,13 @@ class ShadowMemory {
   std::vector<uint64_t> keys_;     // last write: clock, thread, state
   std::vector<Pc> write_pcs_;      // and where
   std::vector<uint64_t> readers_;  // last read of each warp, [warp][cell]: clock, lane, pc; 0: none since that write
-  // Operands of wgmma in flight, by cell: how many, and who issued the last. Empty in a block that has none.
-  std::vector<uint16_t> holders_;
-  std::vector<Pc> holder_pcs_;
+  // Operands of wgmma and sources of bulk stores in flight, by cell: how many, and the last. Empty in a block that has none.
+  struct Holder {
+    Pc pc = 0;
+    uint16_t count = 0;
+    bool store = false;
+  };
+  std::vector<Holder> holders_;
   uint32_t cells_ = 0;
   int warps_ = 0;
 };

@@ -118,6 +118,7 @@ void thread_main() {
     fail(SIMT_COPY_AT_EXIT, "the thread exits while ", t.copies.size(),
          " of its asynchronous copies are in flight, the first issued at (", at(t.copies[0].pc), ")",
          t.uncommitted ? ", never committed" : "");
+  finish_bulk_stores();
   check_exit(warp.wgmma);
   if (block->alive == 1 && !block->bulk_copies.empty())
     fail(SIMT_COPY_AT_EXIT, "the block's last thread exits while ", block->bulk_copies.size(),

@@ -49,6 +49,7 @@ struct Thread {
   std::vector<AsyncCopy> copies;  // in flight, oldest first; the last `uncommitted` of them are in no group yet
   std::vector<uint32_t> groups;   // sizes of the committed groups, oldest first
   uint32_t uncommitted = 0;
+  BulkStores bulk_stores;
   GlobalSync sync;
   Knowledge knowledge;                     // beyond what its warp knows
   std::vector<GuardedRegisters> guarded;  // of wgmma in flight

@@ -12,37 +12,13 @@
 namespace simt {
 namespace {
 
-// Calls `row(source, before, inside, after)` for each row of the box in the order of the destination: where its first
-// element inside of the tensor lies, and how many elements lie before, in and behind the tensor.
-template <class Row>
-void for_each_row(const TensorLayout& t, const int32_t (&corner)[4], Row row) {
-  for (int64_t w = corner[3]; w < int64_t(corner[3]) + t.box[3]; w++)
-    for (int64_t z = corner[2]; z < int64_t(corner[2]) + t.box[2]; z++)
-      for (int64_t y = corner[1]; y < int64_t(corner[1]) + t.box[1]; y++) {
-        const int64_t outer[3] = {y, z, w};
-        bool inside = true;
-        for (int i = 0; i < 3; i++) inside &= outer[i] >= 0 && outer[i] < int64_t(t.dimensions[i + 1]);
-        const int64_t x = corner[0], end = x + t.box[0];
-        const int64_t from = std::clamp<int64_t>(0, x, end);
-        const int64_t to = std::clamp<int64_t>(int64_t(t.dimensions[0]), from, end);
-        if (!inside || from == to) {
-          row(nullptr, t.box[0], 0, 0);
-          continue;
-        }
-        const char* source = t.base + 2 * from;
-        for (int i = 0; i < 3; i++) source += outer[i] * int64_t(t.strides[i]);
-        row(source, from - x, to - from, end - to);
-      }
-}
-
 void land(const BulkCopy& copy) {
   Block& b = *block;
   Mbarrier& barrier = b.mbarriers[copy.mbarrier];
   uint32_t to = copy.address;
   auto put = [&](const char* source, int64_t elements) {
     for (int64_t i = 0; i < elements; i++, to += 2) {
-      const uint32_t place = copy.layout.swizzle == Swizzle::Bytes128 ? swizzle_128(to) : to;
-      char* element = b.shared + (place - SHARED_BASE);
+      char* element = b.shared + (copy.layout.place(to) - SHARED_BASE);
       if (source) memcpy(element, source + 2 * i, 2);
       else memset(element, 0, 2);
     }
@@ -58,6 +34,23 @@ void land(const BulkCopy& copy) {
 }
 
 }  // namespace
+
+TensorLayout layout_of(const ptx::TensorMap* map, uint32_t address, const char* what, Pc pc) {
+  TensorLayout layout;
+  static_assert(sizeof(ptx::TensorMap) == 128 && sizeof layout <= sizeof(ptx::TensorMap));
+  if (reinterpret_cast<uintptr_t>(map) % 64) fail(SIMT_MISALIGNED, "tensor map not aligned to 64 bytes (", at(pc), ")");
+  memcpy(&layout, map, sizeof layout);
+  if (layout.magic != TENSOR_MAP_MAGIC)
+    fail(SIMT_UNSUPPORTED, what, " with a tensor map that the emulator did not encode (", at(pc), ")");
+  const bool swizzled = layout.swizzle == Swizzle::Bytes128;
+  const uint32_t alignment = swizzled ? 1024 : 128;
+  if (address % alignment)
+    fail(SIMT_MISALIGNED, "shared memory of ", what, " not aligned to ", alignment, " bytes (", at(pc), ")");
+  // A narrower box leaves holes in the swizzled rows.
+  if (swizzled && layout.box[0] != 64)
+    fail(SIMT_UNSUPPORTED, what, " with a swizzle of 128 bytes and rows of ", 2 * layout.box[0], " bytes (", at(pc), ")");
+  return layout;
+}
 
 bool land_bulk_copy() {
   std::vector<BulkCopy>& copies = block->bulk_copies;
@@ -81,20 +74,7 @@ void cp_async_bulk_tensor_4d(uint32_t dst, const TensorMap* map, uint32_t barrie
   constexpr const char* NAME = "cp.async.bulk.tensor";
   Block& b = *block;
   BulkCopy copy;
-  static_assert(sizeof(TensorMap) == 128 && sizeof copy.layout <= sizeof(TensorMap));
-  if (reinterpret_cast<uintptr_t>(map) % 64) fail(SIMT_MISALIGNED, "tensor map not aligned to 64 bytes (", at(pc), ")");
-  memcpy(&copy.layout, map, sizeof copy.layout);
-  if (copy.layout.magic != TENSOR_MAP_MAGIC)
-    fail(SIMT_UNSUPPORTED, NAME, " with a tensor map that the emulator did not encode (", at(pc), ")");
-  const bool swizzled = copy.layout.swizzle == Swizzle::Bytes128;
-  const uint32_t alignment = swizzled ? 1024 : 128;
-  if (dst % alignment)
-    fail(SIMT_MISALIGNED, "destination of ", NAME, " not aligned to ", alignment, " bytes (", at(pc), ")");
-  // A narrower box leaves holes in the swizzled rows.
-  if (swizzled && copy.layout.box[0] != 64)
-    fail(SIMT_UNSUPPORTED, NAME, " with a swizzle of 128 bytes and rows of ", 2 * copy.layout.box[0], " bytes (",
-         at(pc), ")");
-
+  copy.layout = layout_of(map, dst, NAME, pc);
   Mbarrier& target = mbarrier_at(barrier, NAME, pc);
   copy.address = dst;
   const int32_t corner[4] = {c0, c1, c2, c3};

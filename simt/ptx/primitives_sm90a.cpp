@@ -14,6 +14,13 @@ void bulk_copy(Frame& f, const Operation& o) {
                                get<uint32_t>(f, o.slot[6]), coordinate(0), coordinate(1), coordinate(2), coordinate(3));
 }
 
+// [map, {c0, c1, c2, c3}], [src]
+void bulk_store(Frame& f, const Operation& o) {
+  auto coordinate = [&](int i) { return get<int32_t>(f, o.slot[1 + i]); };
+  ptx::cp_async_bulk_tensor_store_4d(reinterpret_cast<const ptx::TensorMap*>(f.slots[o.slot[0]]), get<uint32_t>(f, o.slot[5]),
+                                     coordinate(0), coordinate(1), coordinate(2), coordinate(3));
+}
+
 uint32_t address(const Frame& f, const Operation& o) { return get<uint32_t>(f, o.slot[0]) + uint32_t(o.offset); }
 
 // The signs of both operands and which of those in shared memory is MN-major: others are not modelled.
@@ -84,6 +91,9 @@ void add_primitives_sm90a(std::vector<Instruction>& table) {
        }, "dms"},
       {"fence.proxy.async.shared::cta", [](F&, const O&) { ptx::fence_proxy_async_shared_cta(); }, ""},
       {"cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes", &bulk_copy, "ata"},
+      {"cp.async.bulk.tensor.4d.global.shared::cta.bulk_group", &bulk_store, "ta"},
+      {"cp.async.bulk.commit_group", [](F&, const O&) { ptx::cp_async_bulk_commit_group(); }, ""},
+      {"cp.async.bulk.wait_group.read", [](F&, const O& o) { cp_async_bulk_wait_group_read(int(o.offset)); }, "i"},
       {"wgmma.fence.sync.aligned", [](F&, const O&) { ptx::wgmma_fence(); }, ""},
       {"wgmma.commit_group.sync.aligned", [](F&, const O&) { ptx::wgmma_commit_group(); }, ""},
       {"wgmma.wait_group.sync.aligned", [](F&, const O& o) { wgmma_wait_group(int(o.offset)); }, "i"},

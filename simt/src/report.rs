@@ -49,7 +49,7 @@ pub struct BufferStats {
     pub read: u64,
     /// By `cp.async` and `cp.async.bulk.tensor`, zero-filled bytes not included.
     pub read_async: u64,
-    /// By plain stores.
+    /// By plain stores and bulk stores.
     pub written: u64,
     /// By atomics and reductions.
     pub atomic: u64,

@@ -4,7 +4,7 @@
 mod support;
 
 use bytemuck::{Pod, Zeroable};
-use simt::{Fault, FaultKind, Kernel, Launch, Swizzle, TensorMap};
+use simt::{Fault, FaultKind, Kernel, Launch, Report, Swizzle, TensorMap};
 use support::{assert_fault, f16_bits, kernels, line_of};
 
 #[repr(C)]
@@ -21,6 +21,8 @@ kernels! { Params:
     ring_too_many_bytes ring_too_few_bytes ring_no_wait dump_tile
     stored_correct stored_no_proxy_fence stored_no_fence stored_no_wait stored_no_commit stored_write_in_flight
     stored_exit_in_flight stored_unaligned store_then_bulk_correct store_then_bulk_no_fence
+    bulk_store_correct bulk_store_no_proxy_fence bulk_store_no_barrier bulk_store_no_commit bulk_store_no_wait
+    bulk_store_overwrite bulk_store_foreign bulk_store_unaligned bulk_store_once_no_wait bulk_store_once_no_commit
     registers_given registers_kept register_counts_falling register_counts_rising register_counts_odd
     misuse_none misuse_one_more misuse_plain_read misuse_plain_write misuse_init_twice misuse_exit_in_flight
 }
@@ -191,6 +193,82 @@ fn a_shared_operand_written_in_flight() {
 #[test]
 fn a_tile_between_two_rows_of_the_swizzle() {
     assert_fault(&fault_of(stored_unaligned), FaultKind::Misaligned, FILE, &["[stored wgmma]"]);
+}
+
+/// Runs a kernel that stores to a tensor of 256 rows of 60 halves, 64 in memory, which starts out as ones: what is then there.
+fn stored(kernel: Kernel<Params>, seed: u64) -> Result<(Vec<u16>, Report), Fault> {
+    let input: Vec<u32> = (0..4096).map(|i| u32::from(half(2 * i)) | u32::from(half(2 * i + 1)) << 16).collect();
+    let mut tensor = vec![u128::MAX; 256 * 64 / 8];
+    let mut launch = Launch::new(kernel, [1, 1, 1], 128).shared_bytes(8192 + 1024).seed(seed);
+    let address = launch.output("tensor", &mut tensor);
+    let map = TensorMap::encode(address, [60, 256, 1, 1], [128, 32768, 32768], BOX, Swizzle::Bytes128);
+    let params = Params { map: map.expect("a legal map"), input: launch.input("in", &input), out: 0, unused: [0; 6] };
+    let report = launch.run(&params)?;
+    drop(launch);
+    Ok((bytemuck::cast_slice(&tensor).to_vec(), report))
+}
+
+/// Two tiles, from column 8 on; what lies outside of the tensor is left alone.
+#[test]
+fn a_bulk_store_writes_what_is_inside() {
+    for seed in 0..10 {
+        let (tensor, report) = stored(bulk_store_correct, seed).unwrap_or_else(|fault| panic!("seed {seed}: {fault}"));
+        for (n, &found) in tensor.iter().enumerate() {
+            let (row, column) = (n / 64, n % 64);
+            let from = [3, 103].into_iter().position(|first| (first..first + 64).contains(&row));
+            let expected = match from.filter(|_| (8..60).contains(&column)) {
+                Some(tile) => half(tile * 4096 + (row - 3 - 100 * tile) * 64 + column - 8),
+                None => u16::MAX,
+            };
+            assert_eq!(found, expected, "row {row} column {column} seed {seed}");
+        }
+        assert_eq!(report.buffer("tensor").written, 2 * 64 * 52 * 2);
+    }
+    // A box that is nowhere in the tensor.
+    let (tensor, report) = stored(bulk_store_foreign, 1).unwrap_or_else(|fault| panic!("{fault}"));
+    assert!(tensor.iter().all(|&found| found == u16::MAX));
+    assert_eq!(report.buffer("tensor").written, 0);
+}
+
+#[test]
+fn bulk_stores_out_of_order() {
+    let fault = |kernel| stored(kernel, 1).expect_err("a fault");
+    let (write, issue) = ("[bulk_store write]", "[bulk_store issue]");
+    assert_fault(&fault(bulk_store_no_proxy_fence), FaultKind::Proxy, FILE, &[write, issue]);
+    assert_fault(&fault(bulk_store_overwrite), FaultKind::PendingCopy, FILE, &["[bulk_store overwrite]", issue]);
+    // Without commit or wait the tile is written again too early, or is gone too early.
+    for kernel in [bulk_store_no_commit, bulk_store_no_wait] {
+        assert_fault(&fault(kernel), FaultKind::PendingCopy, FILE, &[write, issue]);
+    }
+    assert_fault(&fault(bulk_store_unaligned), FaultKind::Misaligned, FILE, &[issue]);
+    for seed in 0..10 {
+        let fault = stored(bulk_store_no_barrier, seed).expect_err("a fault");
+        let early = matches!(
+            fault.kind,
+            FaultKind::Race | FaultKind::Uninitialised | FaultKind::PendingCopy | FaultKind::Proxy
+        );
+        assert!(early && fault.message.contains("hopper.cpp:"), "{fault}");
+    }
+}
+
+#[test]
+fn exit_with_a_bulk_store_unread() {
+    for (kernel, uncommitted) in [(bulk_store_once_no_wait, false), (bulk_store_once_no_commit, true)] {
+        let fault = stored(kernel, 1).expect_err("a fault");
+        assert_fault(&fault, FaultKind::CopyAtExit, FILE, &["[bulk_store issue]"]);
+        assert_eq!(fault.message.contains("never committed"), uncommitted, "{fault}");
+    }
+}
+
+#[test]
+fn a_bulk_store_to_an_input() {
+    let input = vec![0u128; 256 * 64 / 8];
+    let words = vec![0u32; 4096];
+    let mut launch = Launch::new(bulk_store_correct, [1, 1, 1], 128).shared_bytes(8192 + 1024);
+    let address = launch.input("tensor", &input);
+    let map = TensorMap::encode(address, [60, 256, 1, 1], [128, 32768, 32768], BOX, Swizzle::Bytes128);
+    let params = Params { map: map.expect("a legal map"), input: launch.input("in", &words), out: 0, unused: [0; 6] };
+    assert_fault(&launch.run(&params).expect_err("a fault"), FaultKind::ReadOnly, FILE, &["[bulk_store issue]"]);
 }
 
 #[test]

@@ -79,6 +79,8 @@ pub struct DeviceCode {
     pub shared_bytes: [u32; 2],
     /// And for every 16 keys, if all keys stay in shared memory; a branch then has at most `block_kv` of them, padded.
     pub shared_bytes_per_key_tile: u32,
+    /// Fewest of such sixteens that shared memory is taken for.
+    pub least_key_tiles: usize,
     /// And for every 16 of those keys with gradients that are wanted.
     pub shared_bytes_per_gradient_tile: u32,
     /// Whether it takes biases and masks, and scales that are not positive.
@@ -87,6 +89,10 @@ pub struct DeviceCode {
     pub softcap: bool,
     /// Whether it copies by tensor maps, which not every tensor has.
     pub tensor_maps: bool,
+    /// Whether it stores by one as well.
+    pub stores_by_map: bool,
+    /// Whether it takes causal rules and windows.
+    pub positions: bool,
     /// Segments that it takes, of all branches together.
     pub max_segments: usize,
     /// Kernels that complete its work in launches of their own, in this order, each where there is something for it to do: the
@@ -94,6 +100,17 @@ pub struct DeviceCode {
     pub followers: &'static [&'static str],
     #[allow(dead_code, reason = "the build makes source of it")]
     pub(super) entry: EntryPoint,
+}
+
+impl DeviceCode {
+    /// Bytes of dynamic shared memory of a block, for the sum of all segments' keys in sixteens, rounded up, and for those that have
+    /// gradients.
+    pub fn shared_bytes_for(&self, branches: usize, key_tiles: usize, gradient_tiles: usize) -> u32 {
+        let bytes = |tiles: usize, each: u32| u32::try_from(tiles).unwrap_or(u32::MAX).saturating_mul(each);
+        self.shared_bytes[usize::from(branches > 1)]
+            .saturating_add(bytes(key_tiles.max(self.least_key_tiles), self.shared_bytes_per_key_tile))
+            .saturating_add(bytes(gradient_tiles, self.shared_bytes_per_gradient_tile))
+    }
 }
 
 /// How a row's entry point is made of its file.
@@ -123,9 +140,33 @@ pub const MAX_SUMS: usize = 32;
 const FLOATS: &[DType] = &[DType::F16, DType::BF16, DType::F32];
 
 /// Every kernel there is. Of the rows that take a problem the first one runs it: keys that stay in shared memory before
-/// keys that stream through it, what one GPU alone has before what all have, plain logits before any, narrow tiles before wide
+/// keys that stream through it, fewer such keys before more, what one GPU alone has before what all have, plain logits before any, narrow tiles before wide
 /// ones.
 pub static INSTANCES: &[Instance] = &[
+    sm90::forward_short(sm80::F16, 40, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::F16, 64, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::F16, 80, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::F16, 96, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::F16, 128, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::F16, 160, Tiles { block_kv: 112, consumers: 2, stages: 4 }),
+    sm90::forward_short(sm80::F16, 256, Tiles { block_kv: 112, consumers: 2, stages: 3 }),
+    sm90::forward_short(sm80::BF16, 40, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::BF16, 64, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::BF16, 80, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::BF16, 96, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::BF16, 128, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
+    sm90::forward_short(sm80::BF16, 160, Tiles { block_kv: 112, consumers: 2, stages: 4 }),
+    sm90::forward_short(sm80::BF16, 256, Tiles { block_kv: 112, consumers: 2, stages: 3 }),
+    sm90::forward_medium(sm80::F16, 40, Tiles { block_kv: 272, consumers: 2, stages: 4 }),
+    sm90::forward_medium(sm80::F16, 64, Tiles { block_kv: 272, consumers: 2, stages: 4 }),
+    sm90::forward_medium(sm80::F16, 80, Tiles { block_kv: 272, consumers: 2, stages: 3 }),
+    sm90::forward_medium(sm80::F16, 96, Tiles { block_kv: 272, consumers: 2, stages: 3 }),
+    sm90::forward_medium(sm80::F16, 128, Tiles { block_kv: 272, consumers: 2, stages: 3 }),
+    sm90::forward_medium(sm80::BF16, 40, Tiles { block_kv: 272, consumers: 2, stages: 4 }),
+    sm90::forward_medium(sm80::BF16, 64, Tiles { block_kv: 272, consumers: 2, stages: 4 }),
+    sm90::forward_medium(sm80::BF16, 80, Tiles { block_kv: 272, consumers: 2, stages: 3 }),
+    sm90::forward_medium(sm80::BF16, 96, Tiles { block_kv: 272, consumers: 2, stages: 3 }),
+    sm90::forward_medium(sm80::BF16, 128, Tiles { block_kv: 272, consumers: 2, stages: 3 }),
     sm80::forward_short(sm80::F16, 40, 96),
     sm80::forward_short(sm80::F16, 64, 96),
     sm80::forward_short(sm80::F16, 80, 96),

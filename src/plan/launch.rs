@@ -131,12 +131,19 @@ pub(crate) fn mapped<E>(
 ) -> Result<MappedForwardParams, E> {
     let ForwardParams { batch, heads, head_dim, value_dim, .. } = forward;
     let q = MapOf::rows(forward.q, head_dim, [batch, forward.seq_q, heads], forward.q_stride, 64);
-    let mut params =
-        MappedForwardParams { q: encode(&q)?, k: Default::default(), v: Default::default(), forward, reserved: [0; 6] };
+    let out = MapOf::rows(forward.out, value_dim, [batch, forward.seq_q, heads], forward.out_stride, 16);
+    let mut params = MappedForwardParams {
+        q: encode(&q)?,
+        k: Default::default(),
+        v: Default::default(),
+        out: if plan.stores_by_map() { encode(&out)? } else { TensorMap::default() },
+        forward,
+        reserved: [0; 6],
+    };
     for (n, segment) in forward.segment.iter().take(params.k.len()).enumerate().filter(|(_, s)| s.seq_kv > 0) {
         let extents = [batch, segment.seq_kv, heads / segment.group.max(1)];
-        params.k[n] = encode(&MapOf::rows(segment.k, head_dim, extents, segment.k_stride, plan.block_kv()))?;
-        params.v[n] = encode(&MapOf::rows(segment.v, value_dim, extents, segment.v_stride, plan.block_kv()))?;
+        params.k[n] = encode(&MapOf::rows(segment.k, head_dim, extents, segment.k_stride, plan.mapped_keys()))?;
+        params.v[n] = encode(&MapOf::rows(segment.v, value_dim, extents, segment.v_stride, plan.mapped_keys()))?;
     }
     Ok(params)
 }

@@ -181,6 +181,19 @@ impl Plan {
         self.instance.device.as_ref().is_some_and(|code| code.tensor_maps)
     }
 
+    /// Whether it stores by one as well.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub(crate) fn stores_by_map(&self) -> bool {
+        self.instance.device.as_ref().is_some_and(|code| code.stores_by_map)
+    }
+
+    /// Keys that one copy by a tensor map brings.
+    #[cfg(any(feature = "cuda", feature = "emulated"))]
+    pub(crate) fn mapped_keys(&self) -> usize {
+        let stay = self.instance.device.as_ref().is_some_and(|code| code.shared_bytes_per_key_tile > 0);
+        if stay { 16 } else { self.instance.block_kv }
+    }
+
     /// Queries of one tile.
     pub(crate) fn block_q(&self) -> usize {
         self.instance.block_q
@@ -226,7 +239,8 @@ pub(crate) const TOOLKIT: Option<Toolkit> = include!(concat!(env!("OUT_DIR"), "/
 pub(crate) const TOOLKIT: Option<Toolkit> = None;
 
 /// Blocks for one head's queries: as many as it has tiles, or, where a block keeps all keys, as many as give each
-/// multiprocessor two blocks, so that the keys are loaded rarely.
+/// multiprocessor two blocks, so that the keys are loaded rarely; on sm_90, where a multiprocessor has one block, as many as
+/// end soonest.
 fn head_blocks(instance: &Instance, problem: &Problem, device: &Device) -> usize {
     let Some(code) = &instance.device else { return 0 };
     let tiles = problem.seq_q.div_ceil(instance.block_q);
@@ -234,7 +248,25 @@ fn head_blocks(instance: &Instance, problem: &Problem, device: &Device) -> usize
         return tiles;
     }
     let heads = elements(&[problem.batch, problem.heads]).max(1);
+    if let Some([consumers, _]) = code.entry.warpgroups {
+        return soonest(heads, tiles, device.multiprocessors(), consumers);
+    }
     (2 * device.multiprocessors()).div_ceil(heads).clamp(1, tiles.max(1)).min(tiles)
+}
+
+/// Blocks of each of `heads` heads that share its `tiles` tiles of queries, so that `multiprocessors`, with one block at a time,
+/// end soonest. A wave of blocks takes as long as loading the keys, which counts as one tile, and the tiles of the warpgroup
+/// that has most.
+fn soonest(heads: usize, tiles: usize, multiprocessors: usize, warpgroups: usize) -> usize {
+    const WAVES: usize = 4;
+    let multiprocessors = multiprocessors.max(1);
+    // As many as fill one, two, … waves; of more blocks than that each has one tile to begin with.
+    let filling = (1..=WAVES).map(|waves| (waves * multiprocessors / heads).clamp(1, tiles.max(1)).min(tiles));
+    let cost = |blocks: usize| {
+        let waves = heads.saturating_mul(blocks).div_ceil(multiprocessors);
+        waves.saturating_mul(1 + tiles.div_ceil(blocks.max(1)).div_ceil(warpgroups))
+    };
+    filling.min_by_key(|&blocks| (cost(blocks), blocks)).unwrap_or(0)
 }
 
 fn workspace_bytes(instance: &Instance, problem: &Problem, device: &Device) -> usize {

@@ -1,7 +1,7 @@
 //! What speaks against a row of the table: everything, so that a refusal can tell it all.
 
 use super::{Device, DeviceCode, Engine, Instance, MAX_BRANCHES, Plan, Reason, TOOLKIT, Target};
-use crate::problem::{DType, Gradient, Problem, Results};
+use crate::problem::{DType, Gradient, Problem, Results, SegmentProblem};
 
 /// Is called with each reason against an instance, which is made only if it is wanted.
 pub(super) type Objections<'o> = dyn FnMut(&dyn Fn() -> Reason) + 'o;
@@ -60,7 +60,12 @@ fn of_table(instance: &Instance, engine: Engine, problem: &Problem, object: &mut
                 object(&|| Reason::Scale { got: problem.softmax_scale });
             }
         }
-        for argument in problem.unmapped_rows().filter(|_| device.tensor_maps) {
+        if !device.positions
+            && let Some(segment) = problem.segments().position(SegmentProblem::has_position_rule)
+        {
+            object(&|| Reason::Positions { segment });
+        }
+        for argument in problem.unmapped_rows(device.stores_by_map).filter(|_| device.tensor_maps) {
             object(&|| Reason::TensorMap { argument });
         }
         for argument in problem.misaligned_rows(instance.head_dim_step) {
@@ -135,13 +140,9 @@ impl DeviceCode {
 
     /// Bytes of dynamic shared memory of one block.
     pub(crate) fn shared_bytes_of(&self, problem: &Problem) -> u32 {
-        let tiles = |seq_kv: usize| u32::try_from(seq_kv.div_ceil(16)).unwrap_or(u32::MAX);
-        let per_segment = problem.segments().enumerate().map(|(n, segment)| {
-            let of_gradients = if has_gradient(problem, n) { self.shared_bytes_per_gradient_tile } else { 0 };
-            tiles(segment.seq_kv).saturating_mul(self.shared_bytes_per_key_tile + of_gradients)
-        });
-        let of_keys = per_segment.fold(0, u32::saturating_add);
-        self.shared_bytes[usize::from(problem.branches.len() > 1)].saturating_add(of_keys)
+        let tiles = || problem.segments().map(|segment| segment.seq_kv.div_ceil(16)).enumerate();
+        let with_gradients = tiles().filter(|&(n, _)| has_gradient(problem, n)).map(|(_, tiles)| tiles).sum();
+        self.shared_bytes_for(problem.branches.len(), tiles().map(|(_, tiles)| tiles).sum(), with_gradients)
     }
 }
 

@@ -74,6 +74,7 @@ pub struct MappedForwardParams {
     pub q: TensorMap,
     pub k: [TensorMap; MAX_MAPPED_SEGMENTS],
     pub v: [TensorMap; MAX_MAPPED_SEGMENTS],
+    pub out: TensorMap,
     pub forward: ForwardParams,
     pub reserved: [u64; 6],
 }
@@ -165,7 +166,7 @@ layout! {
         q, out, lse, q_stride, out_stride, lse_stride, batch, heads, seq_q, head_dim, value_dim, head_blocks, branches,
         accumulate, softmax_scale, softcap, branch, segment,
     }
-    MappedForwardParams { q, k, v, forward, reserved }
+    MappedForwardParams { q, k, v, out, forward, reserved }
     GradientRows { to, stride, f32, reserved }
     SegmentGradients {
         dk, dv, dbias, dbias_stride, bias_extent, bias_blocks, bias_parts, key_blocks, key_parts, key_batch, reserved,

@@ -77,6 +77,12 @@ pub enum Reason {
         /// The first segment that has one.
         segment: usize,
     },
+    /// A causal rule or a window where the kernel takes none.
+    #[error("segment {segment} has a causal rule or a window; its kernel for short branches on sm_90 takes none")]
+    Positions {
+        /// The first segment that has one.
+        segment: usize,
+    },
     /// A scale that turns the largest product into the smallest logit, or all into one.
     #[error("softmax_scale is {got}; its kernel for plain logits takes positive ones")]
     Scale {

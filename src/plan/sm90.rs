@@ -1,10 +1,10 @@
 //! The rows of device code for sm_90a alone: what each takes of a multiprocessor. The build asserts the numbers against the
 //! kernels' own.
 
-use super::instances::{DeviceCode, Engine, EntryPoint, Instance, MAX_MAPPED_SEGMENTS};
+use super::instances::{DeviceCode, Engine, EntryPoint, Instance, MAX_BRANCHES, MAX_MAPPED_SEGMENTS};
 use crate::problem::{DType, Direction};
 
-/// Tiles of a row: keys of a tile, warpgroups that multiply, each with 64 queries, and stages of the ring.
+/// Tiles of a row: keys of a tile or of a branch, warpgroups that multiply, each with 64 queries, and stages of the ring.
 pub struct Tiles {
     pub block_kv: usize,
     pub consumers: usize,
@@ -46,32 +46,86 @@ const fn streaming(
         rows: Some(block_kv),
         warpgroups: Some([consumers, stages]),
     };
+    let device = DeviceCode { shared_bytes: [one as u32, several as u32], biased, softcap: biased, ..code(entry) };
+    Instance { kernel, block_q, block_kv, device: Some(device), ..forward(dtypes, width) }
+}
+
+/// Tiles of `width` elements, branches of at most `block_kv` keys, which stay; the ring is of queries.
+pub const fn forward_short(dtypes: &'static [DType], width: usize, tiles: Tiles) -> Instance {
+    short("forward_short_sm90", "ShortConfig", dtypes, width, tiles)
+}
+
+/// The same for longer branches.
+pub const fn forward_medium(dtypes: &'static [DType], width: usize, tiles: Tiles) -> Instance {
+    short("forward_medium_sm90", "MediumConfig", dtypes, width, tiles)
+}
+
+const fn short(
+    kernel: &'static str,
+    config: &'static str,
+    dtypes: &'static [DType],
+    width: usize,
+    Tiles { block_kv, consumers, stages }: Tiles,
+) -> Instance {
+    // The ring; mbarriers, two of them for each stage; keys of each tile and gate of each branch.
+    let barriers = ((2 + 2 * stages) * 8).next_multiple_of(16);
+    let bytes = (stages * tile_bytes(64, width) + barriers + 64 * 4 + MAX_BRANCHES * 4) as u32;
+    let entry = EntryPoint {
+        function: "forward_short",
+        params: "MappedForwardParams",
+        config,
+        rows: Some(block_kv),
+        warpgroups: Some([consumers, stages]),
+    };
     let device = DeviceCode {
+        shared_bytes: [bytes; 2],
+        shared_bytes_per_key_tile: 2 * tile_bytes(16, width) as u32,
+        least_key_tiles: block_kv / 16,
+        stores_by_map: true,
+        positions: false,
+        ..code(entry)
+    };
+    Instance { kernel, block_q: 64, block_kv, device: Some(device), ..forward(dtypes, width) }
+}
+
+/// What all have in common: a warpgroup that copies beside those that multiply, one block on a multiprocessor.
+const fn code(entry: EntryPoint) -> DeviceCode {
+    let [consumers, _] = match entry.warpgroups {
+        Some(warpgroups) => warpgroups,
+        None => [0; 2],
+    };
+    DeviceCode {
         compute_capability: (9, 0),
         specific: true,
         threads: (1 + consumers) as u32 * 128,
         resident_blocks: 1,
-        shared_bytes: [one as u32, several as u32],
+        shared_bytes: [0; 2],
         shared_bytes_per_key_tile: 0,
+        least_key_tiles: 0,
         shared_bytes_per_gradient_tile: 0,
-        biased,
-        softcap: biased,
+        biased: false,
+        softcap: false,
         tensor_maps: true,
+        stores_by_map: false,
+        positions: true,
         max_segments: MAX_MAPPED_SEGMENTS,
         followers: &[],
         entry,
-    };
+    }
+}
+
+const fn forward(dtypes: &'static [DType], width: usize) -> Instance {
     Instance {
-        kernel,
+        kernel: "",
         engines: &[Engine::Cuda, Engine::Emulated],
         direction: Direction::Forward,
         dtypes,
         head_dim_step: 8,
         max_head_dim: width,
-        block_q,
-        block_kv,
+        block_q: 0,
+        block_kv: 0,
         deterministic: true,
         leads: true,
-        device: Some(device),
+        device: None,
     }
 }

@@ -85,6 +85,13 @@ pub(crate) struct SegmentProblem {
     pub(crate) window: Window,
 }
 
+impl SegmentProblem {
+    /// Whether positions decide which keys a query may attend to.
+    pub(crate) fn has_position_rule(&self) -> bool {
+        self.causal != Causal::None || self.window != Window::default()
+    }
+}
+
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "a launch allocates nothing")]
 pub(crate) enum Results {
@@ -208,9 +215,9 @@ impl Problem {
         rows.filter(move |(_, strides)| !aligned(strides)).map(|(argument, _)| argument)
     }
 
-    /// Queries, keys and values that no tensor map describes: a map has no negative strides, none of 2^40 bytes or more, and here
+    /// Queries, keys and values, and out if asked for, that no tensor map describes: a map has no negative strides, none of 2^40 bytes or more, and here
     /// no broadcast along the sequence, whose positions stay below 2^29.
-    pub(crate) fn unmapped_rows(&self) -> impl Iterator<Item = Argument> {
+    pub(crate) fn unmapped_rows(&self, with_out: bool) -> impl Iterator<Item = Argument> {
         const MOST_POSITIONS: usize = 1 << 29;
         let keys = self.segments().enumerate().flat_map(|(i, segment)| {
             let heads = self.heads / segment.group.max(1);
@@ -223,7 +230,11 @@ impl Problem {
             let fits = |stride: isize| stride >= 0 && (stride as u64).saturating_mul(size as u64) < 1 << 40;
             seq < MOST_POSITIONS && (seq <= 1 || seq_stride != 0) && strides.into_iter().all(fits)
         };
-        let rows = [(Argument::Q, self.seq_q, self.heads, self.q)].into_iter().chain(keys);
+        let out = match &self.results {
+            Results::Forward { out, .. } if with_out => Some((Argument::Out, self.seq_q, self.heads, *out)),
+            _ => None,
+        };
+        let rows = [(Argument::Q, self.seq_q, self.heads, self.q)].into_iter().chain(keys).chain(out);
         rows.filter(move |&(_, seq, heads, strides)| !mapped(seq, heads, strides)).map(|(argument, ..)| argument)
     }
 

@@ -126,6 +126,32 @@ __global__ void store_then_bulk(const __grid_constant__ HopperParams p) {
   p.out[threadIdx.x] = words(threadIdx.x * 4)[0];
 }
 
+enum class Store { Correct, NoProxyFence, NoBarrier, NoCommit, NoWait, Overwrite, Foreign, Unaligned };
+
+// A tile of plain stores, swizzled, to rows 3 to 66 of the tensor from column 8 on, and another one after it, from the same
+// place.
+template <Store V, int TILES = 2>
+__global__ void bulk_store(const __grid_constant__ HopperParams p) {
+  const uint32_t shared = ptx::shared_address(ptx::dynamic_shared()) + (V == Store::Unaligned ? 128 : 0);
+  for (int tile = 0; tile < TILES; tile++) {
+    for (uint32_t i = threadIdx.x; i < TILE_BYTES / 4; i += 128) {
+      words(chunk_place(i / 32, i % 32 / 4) + i % 4 * 4)[0] = p.in[tile * 2048 + i];  // [bulk_store write]
+    }
+    // This thread's stores are visible to the copy,
+    if (V != Store::NoProxyFence) ptx::fence_proxy_async_shared_cta();
+    // and everyone's.
+    if (V != Store::NoBarrier) ptx::barrier_cta();
+    if (threadIdx.x == 0) {
+      ptx::cp_async_bulk_tensor_store_4d(&p.map, shared, 8, 3 + 100 * tile, V == Store::Foreign ? 1 : 0, 0);  // [bulk_store issue]
+      if (V != Store::NoCommit) ptx::cp_async_bulk_commit_group();
+      if (V == Store::Overwrite) words(256)[0] = 0;  // [bulk_store overwrite]
+      if (V != Store::NoWait) ptx::cp_async_bulk_wait_group_read<0>();
+    }
+    // The tile has been read.
+    ptx::barrier_cta();
+  }
+}
+
 // 256 threads: one warpgroup gives registers, the other takes them.
 template <bool GIVE>
 __global__ void registers(const __grid_constant__ HopperParams p) {
@@ -194,6 +220,16 @@ void stored_exit_in_flight(const void* p) { simt::entry<stored<Product::ExitInFl
 void stored_unaligned(const void* p) { simt::entry<stored<Product::Unaligned>>(p); }
 void store_then_bulk_correct(const void* p) { simt::entry<store_then_bulk<true>>(p); }
 void store_then_bulk_no_fence(const void* p) { simt::entry<store_then_bulk<false>>(p); }
+void bulk_store_correct(const void* p) { simt::entry<bulk_store<Store::Correct>>(p); }
+void bulk_store_no_proxy_fence(const void* p) { simt::entry<bulk_store<Store::NoProxyFence>>(p); }
+void bulk_store_no_barrier(const void* p) { simt::entry<bulk_store<Store::NoBarrier>>(p); }
+void bulk_store_no_commit(const void* p) { simt::entry<bulk_store<Store::NoCommit>>(p); }
+void bulk_store_no_wait(const void* p) { simt::entry<bulk_store<Store::NoWait>>(p); }
+void bulk_store_overwrite(const void* p) { simt::entry<bulk_store<Store::Overwrite>>(p); }
+void bulk_store_foreign(const void* p) { simt::entry<bulk_store<Store::Foreign>>(p); }
+void bulk_store_unaligned(const void* p) { simt::entry<bulk_store<Store::Unaligned>>(p); }
+void bulk_store_once_no_wait(const void* p) { simt::entry<bulk_store<Store::NoWait, 1>>(p); }
+void bulk_store_once_no_commit(const void* p) { simt::entry<bulk_store<Store::NoCommit, 1>>(p); }
 void registers_given(const void* p) { simt::entry<registers<true>>(p); }
 void registers_kept(const void* p) { simt::entry<registers<false>>(p); }
 }
