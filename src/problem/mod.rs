@@ -215,8 +215,8 @@ impl Problem {
         rows.filter(move |(_, strides)| !aligned(strides)).map(|(argument, _)| argument)
     }
 
-    /// Queries, keys and values, and out if asked for, that no tensor map describes: a map has no negative strides, none of 2^40 bytes or more, and here
-    /// no broadcast along the sequence, whose positions stay below 2^29.
+    /// Queries, keys and values, and out if asked for, that no tensor map describes: a map has no negative strides, none of
+    /// 2^40 bytes or more, and here no broadcast along the sequence, whose positions stay below 2^29.
     pub(crate) fn unmapped_rows(&self, with_out: bool) -> impl Iterator<Item = Argument> {
         const MOST_POSITIONS: usize = 1 << 29;
         let keys = self.segments().enumerate().flat_map(|(i, segment)| {

@@ -1,5 +1,5 @@
 //! Rows that are asked for while others are computed with. The rows of one head lie far apart, where no processor guesses
-//! the next: without this a fifth of a call with few keys is waiting for q and `out` (benches/NOTEBOOK.md).
+//! the next. It spares one or two hundredths of a call (benches/NOTEBOOK.md).
 
 use super::block::Block;
 use super::logits::{Keys, Queries};
