@@ -4,7 +4,7 @@
 //! 2⁻¹²⁶ taken for 0. Probabilities are rounded to bf16 for the second product, as on a GPU.
 
 use super::element::{Element, Holds};
-use super::product::{Into, Left, Product, unrolled};
+use super::product::{Into, Product, unrolled};
 use crate::plan::cpu::GROUP;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -49,10 +49,10 @@ impl Holds<bf16> for Pair {
     }
 
     #[inline(always)]
-    fn across(rows: &[&[bf16]], to: &mut [Pair]) {
-        match rows {
-            [one, other] => to.iter_mut().zip(one.iter().zip(*other)).for_each(|(to, (&a, &b))| *to = [a, b]),
-            _ => to.iter_mut().zip(rows[0]).for_each(|(to, &a)| *to = [a, bf16::ZERO]),
+    fn across(row: &[bf16], next: Option<&[bf16]>, to: &mut [Pair]) {
+        match next {
+            Some(next) => to.iter_mut().zip(row.iter().zip(next)).for_each(|(to, (&a, &b))| *to = [a, b]),
+            None => to.iter_mut().zip(row).for_each(|(to, &a)| *to = [a, bf16::ZERO]),
         }
     }
 }
@@ -108,15 +108,10 @@ fn tile<const M: usize>(product: &mut Product<'_, Pair>, row: usize) {
     let mut at = 0;
     while at < k {
         let right = product.right[at * product.right_stride..].as_ptr();
-        let terms = if let Left::Panels(_) = product.left { GROUP.min(k - at) } else { k - at };
-        let (left, row_step, left_step) = match product.left {
-            Left::Panels(left) => (left[(at / GROUP * m + row) * GROUP..].as_ptr(), GROUP, 1),
-            Left::Rows(left, stride) => (left[row * stride + at..].as_ptr(), stride, 1),
-            Left::Transposed(left, stride) => (left[at * stride + row..].as_ptr(), 1, stride),
-        };
+        let terms = product.left.terms(k - at);
         // SAFETY: `Product::run` asserted that A and B have all of `k`, A with `m` rows and B with `GROUP` columns;
         // `row + M <= m`, and a panel has all its columns behind each other.
-        unsafe { add(&mut sums, (left, row_step, left_step), (right, product.right_stride), terms) };
+        unsafe { add(&mut sums, product.left.at(m, row, at), (right, product.right_stride), terms) };
         at += terms;
     }
     unrolled!(M, I => {
@@ -174,73 +169,36 @@ unsafe fn add<const M: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::{Element, Into, Left, Pair, Product, is_available};
+    use super::{Element, Pair, is_available};
+    use crate::engine::cpu::product::tests::check;
     use crate::plan::cpu::GROUP;
     use half::bf16;
+    use std::io::Write;
 
-    /// Small integers, whose products and sums f32 has exactly: every order of summation gives the same bits.
-    fn integers(count: usize, step: usize) -> Vec<f32> {
-        (0..count).map(|n| (n * step % 13) as f32 - 6.0).collect()
-    }
-
-    fn pair(a: f32, b: f32) -> Pair {
-        [a, b].map(bf16::from_f32)
+    fn is_left_out() -> bool {
+        if !is_available() {
+            // Not eprintln: the test harness would swallow it.
+            let _ =
+                writeln!(std::io::stderr(), "LEFT OUT: products of bf16: this processor has no instruction for them");
+        }
+        !is_available()
     }
 
     #[test]
     fn every_extent_either_way_round() {
-        if !is_available() {
-            println!("LEFT OUT: products of bf16, which this processor has no instruction for");
+        if is_left_out() {
             return;
         }
         for m in [1, 3, 5, 12, 18, 31] {
             for k in [1, 33, 64, 77] {
-                let (a, b, c) = (integers(2 * m * k, 5), integers(2 * k * GROUP, 7), integers(m * GROUP, 3));
-                let of = |i: usize, x: usize| pair(a[(i * k + x) * 2], a[(i * k + x) * 2 + 1]);
-                let panels: Vec<Pair> = (0..k.div_ceil(GROUP) * m * GROUP)
-                    .map(|at| (at / GROUP / m * GROUP + at % GROUP, at / GROUP % m))
-                    .map(|(x, i)| if x < k { of(i, x) } else { pair(f32::NAN, f32::NAN) })
-                    .collect();
-                let rows: Vec<Pair> = (0..m * k).map(|at| of(at / k, at % k)).collect();
-                let transposed: Vec<Pair> = (0..m * k).map(|at| of(at % m, at / m)).collect();
-                // B[2 x + n, j] is b[(x GROUP + j) 2 + n].
-                let right: Vec<Pair> = b.chunks(2).map(|b| pair(b[0], b[1])).collect();
-                let factors = integers(GROUP, 11);
-                let exact = |i: usize, j: usize| {
-                    (0..2 * k).map(|x| a[i * 2 * k + x] * b[(x / 2 * GROUP + j) * 2 + x % 2]).sum::<f32>()
-                };
-                for left in [Left::Panels(&panels), Left::Rows(&rows, k), Left::Transposed(&transposed, m)] {
-                    for into in [Into::Scaled(2.0), Into::Added(4.0), Into::Rescaled(&factors)] {
-                        let mut got = c.clone();
-                        let product = Product {
-                            left,
-                            right: &right,
-                            right_stride: GROUP,
-                            c: &mut got,
-                            stride: GROUP,
-                            extents: [m, GROUP, k],
-                            into,
-                        };
-                        product.run();
-                        for (at, &got) in got.iter().enumerate() {
-                            let (sum, before) = (exact(at / GROUP, at % GROUP), c[at]);
-                            let want = match into {
-                                Into::Scaled(scale) | Into::ScaledRuns(scale) => scale * sum,
-                                Into::Added(scale) => before + scale * sum,
-                                Into::Rescaled(factors) => factors[at % GROUP] * before + sum,
-                            };
-                            assert_eq!(got, want, "{m}×{GROUP}×{k} at {at}");
-                        }
-                    }
-                }
+                check([m, GROUP, k], false, |numbers| [numbers[0], numbers[1]].map(bf16::from_f32));
             }
         }
     }
 
     #[test]
     fn probabilities_are_rounded_to_nearest_beside_their_partners() {
-        if !is_available() {
-            println!("LEFT OUT: pairs of bf16, which this processor has no instruction for");
+        if is_left_out() {
             return;
         }
         for rows in [1, 2, 5] {

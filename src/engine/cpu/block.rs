@@ -229,9 +229,9 @@ impl<'a> Block<'a> {
     }
 }
 
-impl<'a> Keys<'a> {
+impl Keys<'_> {
     /// Converts the rows of keys to panels.
-    pub(super) fn load_panels<T: Float, E: Holds<T>>(&self, view: &View<'a, 4>, panels: &mut [E], width: usize) {
+    pub(super) fn load_panels<T: Float, E: Holds<T>>(&self, view: &View<'_, 4>, panels: &mut [E], width: usize) {
         for c in 0..self.columns {
             to_panels(self.row::<T>(view, c, width), c, self.columns, panels);
         }
@@ -240,13 +240,9 @@ impl<'a> Keys<'a> {
     /// Converts the rows of values, `[columns, padded value_dim]`; columns count elements.
     fn load_values<T: Float, E: Holds<T>>(&self, tile: &mut [E], width: usize) {
         for (first, tile) in (0..self.columns).step_by(E::NUMBERS).zip(tile.chunks_exact_mut(padded(width))) {
-            let rows = [0, 1].map(|n| self.row::<T>(&self.bound.v, (first + n).min(self.columns - 1), width));
-            E::across(&rows[..E::NUMBERS.min(self.columns - first)], &mut tile[..width]);
+            let next = self.columns.min(first + E::NUMBERS) > first + 1;
+            let row = |c: usize| self.row::<T>(&self.bound.v, c, width);
+            E::across(row(first), next.then(|| row(first + 1)), &mut tile[..width]);
         }
-    }
-
-    /// One row of keys or values.
-    pub(super) fn row<T: Float>(&self, view: &View<'a, 4>, c: usize, width: usize) -> &'a [T] {
-        &view.data::<T>()[view.position([self.b, self.start + c, self.head, 0])..][..width]
     }
 }

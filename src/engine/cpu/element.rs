@@ -22,8 +22,9 @@ pub(super) trait Holds<T>: Element {
     /// Converts a row whose numbers are summed over, with a zero behind it where its last element is not full.
     fn along(row: &[T], to: &mut [Self]);
 
-    /// Converts up to [`Element::NUMBERS`] rows of equal length, summed over from row to row, with zeros for those that lack.
-    fn across(rows: &[&[T]], to: &mut [Self]);
+    /// Converts rows of equal length that are summed over from one to the other: `row` and, where an element has two numbers,
+    /// `next`, or zeros for it.
+    fn across(row: &[T], next: Option<&[T]>, to: &mut [Self]);
 }
 
 impl Element for f32 {
@@ -45,7 +46,7 @@ impl<T: Float> Holds<T> for f32 {
     }
 
     #[inline(always)]
-    fn across(rows: &[&[T]], to: &mut [f32]) {
-        T::widen(rows[0], to);
+    fn across(row: &[T], _: Option<&[T]>, to: &mut [f32]) {
+        T::widen(row, to);
     }
 }

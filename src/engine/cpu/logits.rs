@@ -116,6 +116,11 @@ impl<'a> Keys<'a> {
         seen.then_some(Keys { segment, bound, b: queries.b, head: queries.h / segment.group, start, columns })
     }
 
+    /// Row `c` of keys or values, as it lies.
+    pub(super) fn row<'v, T: Float>(&self, view: &View<'v, 4>, c: usize, width: usize) -> &'v [T] {
+        &view.data::<T>()[view.position([self.b, self.start + c, self.head, 0])..][..width]
+    }
+
     /// Converts the rows of keys or values, padded.
     pub(super) fn load<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize) {
         for c in 0..self.columns {
@@ -127,10 +132,7 @@ impl<'a> Keys<'a> {
     /// Converts the rows of keys or values to columns of `[width, stride]`.
     pub(super) fn load_transposed<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize, stride: usize) {
         for first in (0..self.columns).step_by(GROUP) {
-            let rows = (first..self.columns.min(first + GROUP)).map(|c| {
-                let start = view.position([self.b, self.start + c, self.head, 0]);
-                &view.data::<T>()[start..][..width]
-            });
+            let rows = (first..self.columns.min(first + GROUP)).map(|c| self.row::<T>(view, c, width));
             to_lanes(rows, &mut tile[first..], width, stride);
         }
     }

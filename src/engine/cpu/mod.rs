@@ -1,4 +1,4 @@
-//! The engine for machines without a GPU: tiled, online softmax, all cores, f32 arithmetic.
+//! The engine for machines without a GPU: tiled, online softmax, all cores, sums in f32.
 //!
 //! One task of the forward is a block of queries of one head or, where there are few such blocks, one of the parts into
 //! which their keys are split. Its scratch is a few tiles, whatever the sequence lengths. The backward also keeps a few
@@ -23,7 +23,7 @@ pub(crate) use backward::backward;
 
 use super::host::Inputs;
 use crate::plan::cpu::{Division, GROUP, division};
-use crate::problem::{DType, Float, Problem, Results, TensorMut, with_float};
+use crate::problem::{Float, Problem, Results, TensorMut, with_float};
 use block::{Block, Scratch};
 use element::Holds;
 use logits::Queries;
@@ -33,7 +33,7 @@ use shared::SharedRows;
 /// Runs a forward problem whose tensors are bound; `out` and `lse` are those the problem was made of.
 pub(crate) fn forward(problem: &Problem, inputs: &Inputs<'_>, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {
     #[cfg(target_arch = "x86_64")]
-    if problem.dtype == DType::BF16 && bf16::is_available() {
+    if problem.dtype == crate::problem::DType::BF16 && bf16::is_available() {
         return forward_typed::<half::bf16, bf16::Pair>(problem, inputs, out, lse);
     }
     with_float!(problem.dtype, T => forward_typed::<T, f32>(problem, inputs, out, lse));
@@ -60,7 +60,8 @@ fn forward_typed<T: Float, E: Holds<T>>(
         Queries::block(problem, [b, h, block], block_q)
     };
     let block = |task: usize, part: [usize; 2]| {
-        let next = (task + 1 < tasks).then(|| queries(task + 1));
+        // Parts of one block are computed after each other.
+        let next = (part[1] == 1 && task + 1 < tasks).then(|| queries(task + 1));
         Block { queries: queries(task), inputs, part, with_lse: lse.is_some(), next }
     };
     let scratch = || Scratch::<E>::new(problem, block_q);

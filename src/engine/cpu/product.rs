@@ -21,6 +21,7 @@ macro_rules! unrolled {
         }
     )*};
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use unrolled;
 
 /// The left matrix `A[m, k]`.
@@ -32,6 +33,24 @@ pub(super) enum Left<'a, E = f32> {
     Rows(&'a [E], usize),
     /// Its transpose, row-major: `[k, stride]`.
     Transposed(&'a [E], usize),
+}
+
+impl<E> Left<'_, E> {
+    /// Where the element of `row` and term `k` of `m` rows is, and how far the next row and the next term are.
+    #[inline(always)]
+    pub(super) fn at(&self, m: usize, row: usize, k: usize) -> (*const E, usize, usize) {
+        match *self {
+            Left::Panels(left) => (left[(k / GROUP * m + row) * GROUP..].as_ptr(), GROUP, 1),
+            Left::Rows(left, stride) => (left[row * stride + k..].as_ptr(), stride, 1),
+            Left::Transposed(left, stride) => (left[k * stride + row..].as_ptr(), 1, stride),
+        }
+    }
+
+    /// Terms of at most `terms` that [`Left::at`] has behind each other.
+    #[inline(always)]
+    pub(super) fn terms(&self, terms: usize) -> usize {
+        if let Left::Panels(_) = self { terms.min(GROUP) } else { terms }
+    }
 }
 
 /// What becomes of the product.
@@ -144,25 +163,10 @@ impl Product<'_> {
             let mut at = start;
             while at < end {
                 let right = (right.wrapping_add(at * step), step);
-                let terms = if let Left::Panels(_) = self.left { GROUP.min(end - at) } else { end - at };
+                let terms = self.left.terms(end - at);
                 // SAFETY: `run` asserted that A and B have all of `k`, A with `m` rows and B with `n` columns;
                 // `row + M <= m`, `column + N · lanes <= n`, and a panel has all its columns behind each other.
-                unsafe {
-                    match self.left {
-                        Left::Panels(left) => {
-                            let left = left[(at / GROUP * m + row) * GROUP..].as_ptr();
-                            add::<S, M, N>(simd, &mut sums, (left, GROUP, 1), right, terms);
-                        }
-                        Left::Rows(left, stride) => {
-                            let left = left[row * stride + at..].as_ptr();
-                            add::<S, M, N>(simd, &mut sums, (left, stride, 1), right, terms);
-                        }
-                        Left::Transposed(left, stride) => {
-                            let left = left[at * stride + row..].as_ptr();
-                            add::<S, M, N>(simd, &mut sums, (left, 1, stride), right, terms);
-                        }
-                    }
-                }
+                unsafe { add::<S, M, N>(simd, &mut sums, self.left.at(m, row, at), right, terms) };
                 at += terms;
             }
             let into = match self.into {
@@ -233,8 +237,9 @@ unsafe fn add<S: Simd, const M: usize, const N: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::{Into, Left, Product};
+    use crate::engine::cpu::element::Element;
     use crate::plan::cpu::GROUP;
 
     /// Small integers, whose products and sums f32 has exactly: every order of summation gives the same bits.
@@ -242,43 +247,52 @@ mod tests {
         (0..count).map(|n| (n * step % 13) as f32 - 6.0).collect()
     }
 
+    /// A product of `m` rows, `n` columns and `k` elements of sum either way round, in runs too if `in_runs`; `element` makes one of
+    /// [`Element::NUMBERS`] numbers.
+    pub(in crate::engine::cpu) fn check<E: Element>(
+        [m, n, k]: [usize; 3],
+        in_runs: bool,
+        element: impl Fn(&[f32]) -> E,
+    ) {
+        // A by rows, B by columns.
+        let terms = k * E::NUMBERS;
+        let (a, b, c) = (integers(m * terms, 5), integers(n * terms, 7), integers(m * n, 3));
+        let of = |i: usize, x: usize| element(&a[i * terms + x * E::NUMBERS..][..E::NUMBERS]);
+        let nan = element(&vec![f32::NAN; E::NUMBERS]);
+        let panels: Vec<E> = (0..k.div_ceil(GROUP) * m * GROUP)
+            .map(|at| (at / GROUP / m * GROUP + at % GROUP, at / GROUP % m))
+            .map(|(x, i)| if x < k { of(i, x) } else { nan })
+            .collect();
+        let rows: Vec<E> = (0..m * k).map(|at| of(at / k, at % k)).collect();
+        let transposed: Vec<E> = (0..m * k).map(|at| of(at % m, at / m)).collect();
+        let column = |j: usize, x: usize| &b[j * terms + x * E::NUMBERS..][..E::NUMBERS];
+        let right: Vec<E> = (0..k * n).map(|at| element(column(at % n, at / n))).collect();
+        let factors = integers(n, 11);
+        let exact = |i: usize, j: usize| (0..terms).map(|x| a[i * terms + x] * b[j * terms + x]).sum::<f32>();
+        let runs = in_runs.then_some(Into::ScaledRuns(2.0));
+        for left in [Left::Panels(&panels), Left::Rows(&rows, k), Left::Transposed(&transposed, m)] {
+            for into in [Into::Scaled(2.0), Into::Added(4.0), Into::Rescaled(&factors)].into_iter().chain(runs) {
+                let mut got = c.clone();
+                let (c_of, extents) = (&mut got, [m, n, k]);
+                Product { left, right: &right, right_stride: n, c: c_of, stride: n, extents, into }.run();
+                for (at, &got) in got.iter().enumerate() {
+                    let (sum, before) = (exact(at / n, at % n), c[at]);
+                    let want = match into {
+                        Into::Scaled(scale) | Into::ScaledRuns(scale) => scale * sum,
+                        Into::Added(scale) => before + scale * sum,
+                        Into::Rescaled(factors) => factors[at % n] * before + sum,
+                    };
+                    assert_eq!(got, want, "{m}×{n}×{k} at {at}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_extent_either_way_round() {
         for m in [1, 3, 5, 12, 18, 31] {
             for (n, k) in [(16, 1), (32, 33), (48, 64), (112, 77)] {
-                let (a, b, c) = (integers(m * k, 5), integers(k * n, 7), integers(m * n, 3));
-                let panels: Vec<f32> = (0..k.div_ceil(GROUP) * m * GROUP)
-                    .map(|at| (at / GROUP / m * GROUP + at % GROUP, at / GROUP % m))
-                    .map(|(column, row)| if column < k { a[row * k + column] } else { f32::NAN })
-                    .collect();
-                let transposed: Vec<f32> = (0..m * k).map(|at| a[at % m * k + at / m]).collect();
-                let lefts = [Left::Panels(&panels), Left::Rows(&a, k), Left::Transposed(&transposed, m)];
-                let factors = integers(n, 11);
-                let exact = |i: usize, j: usize| (0..k).map(|x| a[i * k + x] * b[x * n + j]).sum::<f32>();
-                for left in lefts {
-                    for into in [Into::Scaled(2.0), Into::ScaledRuns(2.0), Into::Added(4.0), Into::Rescaled(&factors)] {
-                        let mut got = c.clone();
-                        let product = Product {
-                            left,
-                            right: &b,
-                            right_stride: n,
-                            c: &mut got,
-                            stride: n,
-                            extents: [m, n, k],
-                            into,
-                        };
-                        product.run();
-                        for (at, &got) in got.iter().enumerate() {
-                            let (sum, before) = (exact(at / n, at % n), c[at]);
-                            let want = match into {
-                                Into::Scaled(scale) | Into::ScaledRuns(scale) => scale * sum,
-                                Into::Added(scale) => before + scale * sum,
-                                Into::Rescaled(factors) => factors[at % n] * before + sum,
-                            };
-                            assert_eq!(got, want, "{m}×{n}×{k} at {at}");
-                        }
-                    }
-                }
+                check([m, n, k], true, |numbers| numbers[0]);
             }
         }
     }
