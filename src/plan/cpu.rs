@@ -1,7 +1,8 @@
 //! Sizes of the cpu engine: how it splits its work, and the scratch that this takes.
 
 use super::instances::Instance;
-use crate::problem::{Problem, elements};
+use crate::problem::{Gradient, Problem, Results, SegmentProblem, elements};
+use std::ops::Range;
 
 /// Width of a row of a tile that a matrix product reads a whole register at a time.
 pub(crate) fn padded(width: usize) -> usize {
@@ -68,9 +69,130 @@ pub(super) fn forward_bytes(problem: &Problem, threads: usize) -> usize {
     (queries + keys).saturating_mul(threads).saturating_add(partial).saturating_mul(size_of::<f32>())
 }
 
-/// Tasks that a pass over the keys should have at least. A number of its own, not of the threads: how a sum is split
-/// decides its last bits, and they must not depend on the machine.
+/// Tasks that a backward's passes should have at least. Numbers of their own, not of the threads: how a sum is split decides its
+/// last bits, and they must not depend on the machine.
+const UNIT_TASKS: usize = 16;
 const KEY_TASKS: usize = 32;
+
+/// Numbers of dk and dv that a thread may hold for the heads it works on, and all parts together; and these as a share of the
+/// logits, which a naive computation holds twice.
+const SUMS_OF_A_THREAD: usize = 2 << 20;
+const SUMS_OF_PARTS: usize = 16 << 20;
+const LOGITS_TO_SUMS: usize = 8;
+
+/// How a backward goes over the queries.
+///
+/// Where dk and dv of whole heads fit, they are added up on the way: S and dP are then formed once. A unit is what shares keys:
+/// the query heads of a group, all batch entries where a gradient has none. Where units are few, their blocks of queries are
+/// split into parts.
+pub(crate) struct QueryPass {
+    /// Batch entries and heads of a unit.
+    entries: usize,
+    heads: usize,
+    /// Units next to each other along the heads.
+    across: usize,
+    pub(crate) units: usize,
+    pub(crate) parts: usize,
+    /// What is added up: nothing where the passes over the keys do.
+    pub(crate) sums: Vec<KeySums>,
+    /// f32 of all these of one unit.
+    pub(crate) numbers: usize,
+}
+
+/// dk or dv of one unit: `[entries, kv_heads, seq_kv, width]`.
+pub(crate) struct KeySums {
+    pub(crate) gradient: Gradient,
+    /// Behind the sums before.
+    pub(crate) offset: usize,
+    pub(crate) entries: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) seq_kv: usize,
+    /// Padded.
+    pub(crate) width: usize,
+}
+
+/// The division of a backward into blocks of `block_q` queries.
+pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
+    let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
+    let blocks = seq_q.div_ceil(block_q);
+    let apart = QueryPass {
+        entries: 1,
+        heads: 1,
+        across: heads,
+        units: elements(&[batch, heads]),
+        parts: blocks.max(1),
+        sums: Vec::new(),
+        numbers: 0,
+    };
+    let Results::Backward { gradients, .. } = &problem.results else { return apart };
+    let segments: Vec<&SegmentProblem> = problem.branches.iter().flat_map(|branch| &branch.segments).collect();
+    let wanted = || {
+        gradients.iter().filter_map(|layout| match layout.gradient {
+            Gradient::K(number) => Some((layout, segments[number].group, padded(head_dim))),
+            Gradient::V(number) => Some((layout, segments[number].group, padded(value_dim))),
+            _ => None,
+        })
+    };
+    if wanted().any(|(_, group, _)| group == 0) {
+        return apart;
+    }
+    let shared = wanted().any(|(layout, ..)| layout.extents[0] != batch);
+    let entries = if shared { batch } else { 1 };
+    let unit_heads = wanted().fold(1, |heads, (_, group, _)| least_common_multiple(heads, group));
+    let (mut sums, mut numbers) = (Vec::new(), 0usize);
+    for (layout, group, width) in wanted() {
+        let [batch_of, seq_kv, ..] = layout.extents;
+        let (entries, kv_heads) = (entries.min(batch_of), unit_heads / group);
+        sums.push(KeySums { gradient: layout.gradient, offset: numbers, entries, kv_heads, seq_kv, width });
+        numbers = numbers.saturating_add(elements(&[entries, kv_heads, seq_kv, width]));
+    }
+    let across = heads / unit_heads;
+    let units = across * if shared { 1 } else { batch };
+    let parts = UNIT_TASKS.div_ceil(units.max(1)).min(elements(&[entries, unit_heads, blocks])).max(1);
+    let fits = if parts == 1 {
+        numbers <= SUMS_OF_A_THREAD
+    } else {
+        let logits =
+            problem.seq_kv().map(|seq_kv| elements(&[batch, heads, seq_q, seq_kv])).fold(0, usize::saturating_add);
+        elements(&[units, parts, numbers]) <= SUMS_OF_PARTS.min(logits / LOGITS_TO_SUMS)
+    };
+    if fits { QueryPass { entries, heads: unit_heads, across, units, parts, sums, numbers } } else { apart }
+}
+
+impl QueryPass {
+    /// The unit of a block of queries.
+    pub(crate) fn unit_of(&self, [b, h, _]: [usize; 3]) -> usize {
+        b / self.entries * self.across + h / self.heads
+    }
+
+    /// The batch entry and the head at which a unit's share of a gradient begins.
+    pub(crate) fn first_of(&self, unit: usize, sums: &KeySums) -> [usize; 2] {
+        [unit / self.across * sums.entries, unit % self.across * sums.kv_heads]
+    }
+
+    /// Where the rows of some keys, as the queries of one head read them, are among the sums of their unit.
+    pub(crate) fn rows(
+        &self,
+        gradient: Gradient,
+        [b, h]: [usize; 2],
+        start: usize,
+        columns: usize,
+    ) -> Option<Range<usize>> {
+        let sums = self.sums.iter().find(|sums| sums.gradient == gradient)?;
+        let entry = if sums.entries == 1 { 0 } else { b % self.entries };
+        let head = h % self.heads * sums.kv_heads / self.heads;
+        let first = sums.offset + ((entry * sums.kv_heads + head) * sums.seq_kv + start) * sums.width;
+        Some(first..first + columns * sums.width)
+    }
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a, b);
+    while rest != 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor * b
+}
 
 /// Parts into which the pass over `tiles` tiles of keys splits the `blocks` blocks of queries that each of them meets.
 pub(crate) fn query_parts(tiles: usize, blocks: usize) -> usize {
@@ -80,19 +202,26 @@ pub(crate) fn query_parts(tiles: usize, blocks: usize) -> usize {
 /// Bytes of one row's state in the engine: two f32 and three f64.
 const ROW_BYTES: usize = 2 * size_of::<f32>() + 3 * size_of::<f64>();
 
-/// The engine's state of every row, the tiles of every thread, and the partial sums of the segment that has most.
+/// The engine's state of every row, the tiles of every thread, and the sums that are held at a time.
 pub(super) fn backward_bytes(instance: &Instance, problem: &Problem, threads: usize) -> usize {
     let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
     let Instance { block_q, block_kv, .. } = *instance;
     let blocks = seq_q.div_ceil(block_q);
     let rows = elements(&[batch, heads, blocks, problem.branches.len(), block_q.min(seq_q)]) * ROW_BYTES;
 
-    let (keys, width) = (head_dim + value_dim, padded(head_dim) + padded(value_dim));
+    let width = padded(head_dim) + padded(value_dim);
     let scores = if problem.softcap.is_some() { 3 } else { 2 } * block_q * block_kv;
-    let tiles = block_q * width + block_kv * (padded(head_dim) + keys) + scores;
-    // A task also holds the gradient that it sums, and the pass over the queries the running softmax and a row of `out`.
-    let sums = (block_q * (padded(head_dim) + 6) + padded(value_dim)).max(block_kv * width).max(block_q * block_kv);
+    let tiles = block_q * (head_dim + value_dim + width) + block_kv * width + scores;
+    let QueryPass { units, parts, sums, numbers, .. } = query_pass(problem, block_q);
+    if !sums.is_empty() {
+        let own = block_q * (head_dim + ROW_SUMS) + if parts == 1 { numbers } else { 0 };
+        let partial = if parts == 1 { 0 } else { elements(&[units, parts, numbers]) };
+        let all = (tiles + own).saturating_mul(threads).saturating_add(partial);
+        return all.saturating_mul(size_of::<f32>()).saturating_add(rows);
+    }
 
+    // A task also holds the gradient that it sums, and the pass over the queries the running softmax.
+    let own = (block_q * (head_dim + ROW_SUMS)).max(block_kv * width).max(block_q * block_kv);
     let kv_heads = |group: usize| heads / group.max(1);
     let segments = problem.branches.iter().flat_map(|branch| &branch.segments);
     let partial = segments.map(|segment| {
@@ -104,5 +233,8 @@ pub(super) fn backward_bytes(instance: &Instance, problem: &Problem, threads: us
         })
     });
     let partial = partial.flatten().max().unwrap_or(0);
-    (tiles + sums).saturating_mul(threads).saturating_add(partial).saturating_mul(size_of::<f32>()).saturating_add(rows)
+    (tiles + own).saturating_mul(threads).saturating_add(partial).saturating_mul(size_of::<f32>()).saturating_add(rows)
 }
+
+/// Numbers that the pass over the queries holds of a row of its block: maximum, denominator and two sums of two parts.
+const ROW_SUMS: usize = 6;

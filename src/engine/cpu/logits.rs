@@ -1,10 +1,8 @@
-//! The logits of a tile: a block of queries of one head against some keys of one segment.
+//! Which queries of one head meet which keys of one segment.
 
-use super::pack::to_lanes;
 use crate::engine::host::{SegmentInputs, View};
-use crate::plan::cpu::{GROUP, padded};
-use crate::problem::{BranchProblem, Causal, DType, Float, Problem, SegmentProblem};
-use half::{bf16, f16};
+use crate::plan::cpu::padded;
+use crate::problem::{BranchProblem, Causal, Float, Problem, SegmentProblem};
 use std::ops::Range;
 
 /// Which queries: `rows` of them from `first` on, of one head.
@@ -20,6 +18,8 @@ pub(super) struct Queries<'a> {
 /// Which keys: `columns` of them from `start` on, for one batch entry, of the head that the queries read.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
+    /// Of the segment in its branch.
+    pub(super) index: usize,
     pub(super) segment: &'a SegmentProblem,
     pub(super) bound: &'a SegmentInputs<'a>,
     pub(super) b: usize,
@@ -50,11 +50,12 @@ impl<'a> Queries<'a> {
         bound: &'a [SegmentInputs<'a>],
         block_kv: usize,
     ) -> impl Iterator<Item = Keys<'a>> {
-        branch.segments.iter().zip(bound).flat_map(move |(segment, bound)| {
+        branch.segments.iter().zip(bound).enumerate().flat_map(move |(index, (segment, bound))| {
             let seen = self.keys(segment, bound.key_len(self.b));
             // Where tiles begin depends on the segment alone: how queries are split must not show in a result.
             let keys = seen.start / block_kv * block_kv..seen.end;
             keys.clone().step_by(block_kv).map(move |start| Keys {
+                index,
                 segment,
                 bound,
                 b: self.b,
@@ -70,42 +71,13 @@ impl<'a> Queries<'a> {
         let row = |r: usize| keys_of_row(segment, self.problem.seq_q, self.first + r, key_len);
         row(0).start..row(self.rows - 1).end.max(row(0).start)
     }
-
-    /// Equation 1 from `softmax_scale · q k` on: cap, bias and masks, -inf where a query may not attend. Rows of `logits` and
-    /// `slopes` are `stride` apart; `slopes`, if there are any, gets the derivative of the softcap (equation 10).
-    pub(super) fn finish_logits(
-        &self,
-        keys: &Keys<'_>,
-        stride: usize,
-        logits: &mut [f32],
-        mut slopes: Option<&mut [f32]>,
-    ) {
-        let Queries { problem, b, h, first, rows } = *self;
-        let key_len = keys.bound.key_len(b);
-        for r in 0..rows {
-            let logits = &mut logits[r * stride..][..keys.columns];
-            if let Some(softcap) = problem.softcap {
-                logits.iter_mut().for_each(|s| *s = (*s / softcap).tanh());
-                if let Some(slopes) = &mut slopes {
-                    let slopes = &mut slopes[r * stride..][..keys.columns];
-                    slopes.iter_mut().zip(&*logits).for_each(|(slope, tanh)| *slope = 1.0 - tanh * tanh);
-                }
-                logits.iter_mut().for_each(|s| *s *= softcap);
-            }
-            if let Some(bias) = &keys.bound.bias {
-                add_bias(bias, [b, h, first + r, keys.start], logits);
-            }
-            mask_outside(logits, keys.start, keys_of_row(keys.segment, problem.seq_q, first + r, key_len));
-        }
-    }
 }
 
 impl<'a> Keys<'a> {
     /// The keys from `start` on, up to `block_kv`, if any of the queries may attend to one of them.
     pub(super) fn seen(
         queries: &Queries<'_>,
-        segment: &'a SegmentProblem,
-        bound: &'a SegmentInputs<'a>,
+        (index, segment, bound): (usize, &'a SegmentProblem, &'a SegmentInputs<'a>),
         start: usize,
         block_kv: usize,
     ) -> Option<Self> {
@@ -113,7 +85,7 @@ impl<'a> Keys<'a> {
         let columns = key_len.saturating_sub(start).min(block_kv);
         let keys = queries.keys(segment, key_len);
         let seen = keys.start.max(start) < keys.end.min(start + columns);
-        seen.then_some(Keys { segment, bound, b: queries.b, head: queries.h / segment.group, start, columns })
+        seen.then_some(Keys { index, segment, bound, b: queries.b, head: queries.h / segment.group, start, columns })
     }
 
     /// Row `c` of keys or values, as it lies.
@@ -126,14 +98,6 @@ impl<'a> Keys<'a> {
         for c in 0..self.columns {
             let row = &mut row_mut(tile, c, padded(width))[..width];
             load_row::<T, _>(view, [self.b, self.start + c, self.head, 0], row);
-        }
-    }
-
-    /// Converts the rows of keys or values to columns of `[width, stride]`.
-    pub(super) fn load_transposed<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize, stride: usize) {
-        for first in (0..self.columns).step_by(GROUP) {
-            let rows = (first..self.columns.min(first + GROUP)).map(|c| self.row::<T>(view, c, width));
-            to_lanes(rows, &mut tile[first..], width, stride);
         }
     }
 }
@@ -157,39 +121,6 @@ pub(super) fn keys_of_row(segment: &SegmentProblem, seq_q: usize, i: usize, key_
     }
     // An empty interval keeps its place, so that the ends stay monotone over the rows.
     start.clamp(0, key_len as i64) as usize..end.clamp(0, key_len as i64) as usize
-}
-
-/// Sets logits of keys outside `keys` to -inf; the first logit belongs to key `start`.
-fn mask_outside(logits: &mut [f32], start: usize, keys: Range<usize>) {
-    let before = keys.start.saturating_sub(start).min(logits.len());
-    let until = keys.end.saturating_sub(start).clamp(before, logits.len());
-    logits[..before].fill(f32::NEG_INFINITY);
-    logits[until..].fill(f32::NEG_INFINITY);
-}
-
-/// Adds the bias of the keys that follow `index`, or applies the mask.
-fn add_bias(bias: &View<'_, 4>, index: [usize; 4], logits: &mut [f32]) {
-    let (start, step) = (bias.position(index), bias.last_stride());
-    let at = |c: usize| start.wrapping_add_signed(c as isize * step);
-    match bias.dtype() {
-        DType::F32 => add_each(logits, bias.data::<f32>(), at, |b| b),
-        DType::F16 => add_each(logits, bias.data::<f16>(), at, f16::to_f32),
-        DType::BF16 => add_each(logits, bias.data::<bf16>(), at, bf16::to_f32),
-        DType::Bool | DType::U32 => {
-            let mask = bias.data::<u8>();
-            for (c, s) in logits.iter_mut().enumerate() {
-                if mask[at(c)] == 0 {
-                    *s = f32::NEG_INFINITY;
-                }
-            }
-        }
-    }
-}
-
-fn add_each<T: Copy>(logits: &mut [f32], bias: &[T], at: impl Fn(usize) -> usize, widen: impl Fn(T) -> f32) {
-    for (c, s) in logits.iter_mut().enumerate() {
-        *s += widen(bias[at(c)]);
-    }
 }
 
 /// Converts the row of elements that follows `index` in its last dimension.

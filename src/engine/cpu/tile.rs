@@ -1,44 +1,9 @@
 //! Operations on the rows of tiles: one step of the online softmax, sums.
 
-use super::softmax::exponentials;
 use pulp::Arch;
-
-/// One query's running maximum and denominator (docs/math.md, equations 4 to 6).
-#[derive(Clone, Copy)]
-pub(super) struct OnlineSoftmax {
-    pub(super) max: f32,
-    pub(super) sum: f32,
-}
-
-impl OnlineSoftmax {
-    pub(super) const EMPTY: OnlineSoftmax = OnlineSoftmax { max: f32::NEG_INFINITY, sum: 0.0 };
-
-    /// Turns logits into unnormalised probabilities in place and returns the factor of everything summed before.
-    pub(super) fn step(&mut self, logits: &mut [f32]) -> f32 {
-        let max = maximum(logits).max(self.max);
-        if max == f32::NEG_INFINITY {
-            // No key so far, or NaN logits: `maximum` passes over NaN, and the result must not.
-            logits.iter_mut().filter(|s| !s.is_nan()).for_each(|s| *s = 0.0);
-            self.sum += sum(logits);
-            return 1.0;
-        }
-        exponentials(logits, max);
-        let correction = (self.max - max).exp();
-        self.sum = self.sum * correction + sum(logits);
-        self.max = max;
-        correction
-    }
-}
 
 /// Independent partial results, for the compiler to keep in one vector register.
 const LANES: usize = 32;
-
-fn maximum(values: &[f32]) -> f32 {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || lanes(values, f32::NEG_INFINITY, |a, b| if b > a { b } else { a }),
-    )
-}
 
 /// `Σ values`.
 pub(super) fn sum(values: &[f32]) -> f32 {
@@ -62,21 +27,6 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
             }
             let rest = rest_a.iter().zip(rest_b).map(|(&a, &b)| f64::from(a) * f64::from(b));
             partial.into_iter().chain(rest).sum()
-        },
-    )
-}
-
-/// `Σ values`, in f64.
-pub(super) fn sum_f64(values: &[f32]) -> f64 {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let mut partial = [0.0; LANES];
-            let (whole, rest) = values.as_chunks::<LANES>();
-            for values in whole {
-                partial.iter_mut().zip(values).for_each(|(partial, &x)| *partial += f64::from(x));
-            }
-            partial.into_iter().chain(rest.iter().map(|&x| f64::from(x))).sum()
         },
     )
 }

@@ -6,7 +6,10 @@ use super::rows::Rows;
 use super::tiles::Tiles;
 use super::{Pass, covered_heads};
 use crate::engine::cpu::logits::{Keys, Queries};
+use crate::engine::cpu::pack::from_lanes;
 use crate::engine::cpu::shared::Output;
+use crate::engine::cpu::tile::sum;
+use crate::plan::cpu::GROUP;
 use crate::problem::{Float, GradientProblem, elements};
 use rayon::prelude::*;
 
@@ -22,17 +25,18 @@ pub(super) fn run<T: Float>(
     let [batch, heads, seq_q, seq_kv] = layout.extents;
     let (blocks, tiles) = (seq_q.div_ceil(block_q), seq_kv.div_ceil(block_kv));
     (0..elements(&[batch, heads, blocks, tiles])).into_par_iter().for_each_init(
-        || (Tiles::new(pass), vec![0.0; block_q * block_kv]),
-        |(scratch, sums), task| {
+        || (Tiles::new(pass), vec![0.0; block_q * block_kv], vec![0.0; block_kv]),
+        |(scratch, sums, row), task| {
             let (head, block, tile) = (task / tiles / blocks, task / tiles % blocks, task % tiles);
             let [b, h] = [head / heads, head % heads];
             sums.fill(0.0);
             Work { pass, rows, n, s, layout }.add::<T>(scratch, [b, h, block, tile], sums);
             let (first, start) = (block * block_q, tile * block_kv);
-            let columns = block_kv.min(seq_kv - start);
-            for (r, sums) in sums.chunks(block_kv).take(block_q.min(seq_q - first)).enumerate() {
+            let row = &mut row[..block_kv.min(seq_kv - start)];
+            for r in 0..block_q.min(seq_q - first) {
+                from_lanes(&sums[r / GROUP * block_kv * GROUP..], r % GROUP, row);
                 // SAFETY: tasks partition the gradient's index space, and each is stored once.
-                unsafe { dbias.store([b, h, first + r, start], &sums[..columns]) };
+                unsafe { dbias.store([b, h, first + r, start], row) };
             }
         },
     );
@@ -47,7 +51,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Adds the `dS` of everything that falls onto one tile of the gradient.
+    /// Adds the `dS` of everything that falls onto one tile of the gradient to `sums`, `[groups, block_kv, GROUP]`; what all
+    /// queries or all keys share goes to the first of them.
     fn add<T: Float>(&self, tiles: &mut Tiles, [b, h, block, tile]: [usize; 4], sums: &mut [f32]) {
         let Work { pass, rows, n, s, layout } = *self;
         let Pass { problem, inputs, block_q, block_kv, .. } = *pass;
@@ -65,14 +70,21 @@ impl Work<'_> {
                 let rows = &rows.of(n, [b, h, block])[..queries.rows];
                 tiles.load_queries::<T>(pass, &queries);
                 for start in starts.clone().map(|tile| tile * block_kv) {
-                    let Some(keys) = Keys::seen(&queries, segment, bound, start, block_kv) else { continue };
+                    let Some(keys) = Keys::seen(&queries, (s, segment, bound), start, block_kv) else { continue };
                     tiles.load_keys::<T>(pass, &keys, true);
                     tiles.products::<T>(&queries, &keys, true);
-                    tiles.exponentials(rows, keys.columns);
-                    tiles.differentiate(rows, keys.columns, true);
-                    let (rows, columns) = tiles.reduce(queries.rows, keys.columns, all_queries, all_keys);
-                    for (sums, ds) in sums.chunks_mut(block_kv).zip(tiles.ds.chunks(block_kv)).take(rows) {
-                        sums.iter_mut().zip(&ds[..columns]).for_each(|(sum, ds)| *sum += ds);
+                    tiles.differentiate(rows, (&queries, &keys), false, true);
+                    for (g, ds) in tiles.ds(&queries, &keys) {
+                        let lanes = GROUP.min(queries.rows - g * GROUP);
+                        let sums = &mut sums[if all_queries { 0 } else { g * block_kv * GROUP }..];
+                        for (c, ds) in ds.chunks_exact(GROUP).enumerate() {
+                            let sums = &mut sums[if all_keys { 0 } else { c * GROUP }..][..lanes];
+                            if all_queries {
+                                sums[0] += sum(&ds[..lanes]);
+                            } else {
+                                sums.iter_mut().zip(ds).for_each(|(sum, ds)| *sum += ds);
+                            }
+                        }
                     }
                 }
             }

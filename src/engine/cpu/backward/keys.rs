@@ -1,4 +1,4 @@
-//! The pass over the keys of one segment: dk and dv.
+//! The pass over the keys of one segment: dk and dv, where the pass over the queries does not add them up.
 //!
 //! One task is a block of keys of one head, and all queries that read it or, where there are few blocks, a part of them.
 //! Parts are added in order, and their number does not depend on the threads: neither do the bits of the result.
@@ -121,7 +121,9 @@ impl<T: Float> Work<'_, T> {
                 continue;
             }
             let queries = Queries::block(pass.problem, [b, h, block], pass.block_q);
-            let Some(keys) = Keys::seen(&queries, segment, bound, start, pass.block_kv) else { continue };
+            let Some(keys) = Keys::seen(&queries, (request.segment, segment, bound), start, pass.block_kv) else {
+                continue;
+            };
             if loaded != Some(b) {
                 tiles.load_keys::<T>(pass, &keys, values);
                 loaded = Some(b);
@@ -129,13 +131,12 @@ impl<T: Float> Work<'_, T> {
             let rows = &rows.of(request.branch, [b, h, block])[..queries.rows];
             tiles.load_queries::<T>(pass, &queries);
             tiles.products::<T>(&queries, &keys, values);
-            tiles.exponentials(rows, keys.columns);
-            tiles.differentiate(rows, keys.columns, values);
+            tiles.differentiate(rows, (&queries, &keys), false, values);
             if request.dv.is_some() {
                 tiles.add_dv(dv, &queries, &keys);
             }
             if request.dk.is_some() {
-                tiles.through_the_cap(queries.rows, keys.columns);
+                tiles.through_the_cap(&queries, &keys);
                 tiles.add_dk(dk, &queries, &keys);
             }
         }

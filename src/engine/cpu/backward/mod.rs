@@ -1,20 +1,23 @@
 //! The backward: `P` is computed anew, tile by tile, and only for what is asked for.
 //!
-//! The pass over the queries leaves what the others need of every row, and dq; the passes over the keys of each segment
-//! give dk and dv, those over its bias dbias. Every element of a gradient is summed by one task in one order, so that
-//! the bits do not depend on the number of threads.
+//! The pass over the queries leaves what the others need of every row, and dq; dk and dv on the way, or where heads are few in
+//! passes over the keys of each segment; those over its bias give dbias. Every element of a gradient is summed in one order,
+//! so that the bits do not depend on the number of threads.
 
 mod bias;
 mod factors;
+mod key_sums;
 mod keys;
 mod queries;
 mod rows;
+mod steps;
 mod tiles;
 
 use super::logits::{Keys, Queries};
 use super::shared::Output;
 use crate::engine::host::{Inputs, View};
 use crate::plan::Plan;
+use crate::plan::cpu::query_pass;
 use crate::problem::{
     Backward, Float, Gradient, GradientProblem, Gradients, Problem, Results, TensorMut, TensorRef, with_float,
 };
@@ -42,10 +45,12 @@ fn backward_typed<T: Float>(
     let Results::Backward { dout, saved, gradients: layouts } = &problem.results else {
         unreachable!("the plan's kernel goes backward, so the problem does")
     };
-    let outputs: Vec<(GradientProblem, Output<'_, T>)> = (layouts.iter().zip(gradients.wanted))
-        .map(|(&layout, (_, tensor))| (layout, Output::new(tensor, layout.strides)))
-        .collect();
-    let find = |gradient: Gradient| outputs.iter().find(|(layout, _)| layout.gradient == gradient);
+    let wanted: Wanted<'_, T> = Wanted {
+        outputs: (layouts.iter().zip(gradients.wanted))
+            .map(|(&layout, (_, tensor))| (layout, Output::new(tensor, layout.strides)))
+            .collect(),
+    };
+    let find = |gradient: Gradient| wanted.find(gradient);
 
     let needs: Vec<Need> = (0..problem.branches.len()).map(|n| Need::of_branch(problem, n, layouts)).collect();
     // The saved `out` is a sum over branches, and weighted: it tells `Δ` of a single one, and `dout · O` of none.
@@ -64,14 +69,17 @@ fn backward_typed<T: Float>(
         needs,
     };
 
+    let division = query_pass(problem, pass.block_q);
     let mut rows = Rows::new(problem, pass.block_q);
-    queries::run(&pass, &mut rows, find(Gradient::Q).map(|(_, output)| output));
+    queries::run(&pass, &mut rows, &wanted, &division);
     for (n, branch) in problem.branches.iter().enumerate() {
         for s in 0..branch.segments.len() {
             let number = branch.first_segment + s;
-            let (dk, dv) = (find(Gradient::K(number)), find(Gradient::V(number)));
-            for request in requests([n, s], dk, dv) {
-                keys::run(&pass, &rows, &request);
+            if division.sums.is_empty() {
+                let (dk, dv) = (find(Gradient::K(number)), find(Gradient::V(number)));
+                for request in requests([n, s], dk, dv) {
+                    keys::run(&pass, &rows, &request);
+                }
             }
             if let Some((layout, output)) = find(Gradient::Bias(number)) {
                 bias::run(&pass, &rows, [n, s], layout, output);
@@ -80,6 +88,17 @@ fn backward_typed<T: Float>(
         for (layout, output) in [Gradient::Gate(n), Gradient::Region(n)].into_iter().filter_map(find) {
             factors::run(&pass, &rows, n, layout, output);
         }
+    }
+}
+
+/// What is asked for.
+struct Wanted<'a, T> {
+    outputs: Vec<(GradientProblem, Output<'a, T>)>,
+}
+
+impl<'a, T> Wanted<'a, T> {
+    fn find(&self, gradient: Gradient) -> Option<&(GradientProblem, Output<'a, T>)> {
+        self.outputs.iter().find(|(layout, _)| layout.gradient == gradient)
     }
 }
 

@@ -1,55 +1,104 @@
-//! The pass over the queries: the state of every row and, where it is wanted, dq.
+//! The pass over the queries: the state of every row, dq, and on the way dk and dv where the plan lets it.
 //!
-//! One task is a block of queries of one head. Of each branch it sees the keys twice, once for the softmax and `Δ`
-//! (docs/math.md, equations 2 to 9) and once for dq. A branch whose keys fit one tile is seen once.
+//! One task is some blocks of queries of one unit of heads (src/plan/cpu.rs). Of each branch a block sees the keys twice, once
+//! for the softmax and `Δ` (docs/math.md, equations 2 to 9) and once for the gradients. A branch whose keys fit one tile, or
+//! whose state was saved, is seen once.
 
+use super::key_sums;
 use super::rows::{Row, Rows};
+use super::steps::Sums;
 use super::tiles::Tiles;
-use super::{Pass, SavedViews};
-use crate::engine::cpu::logits::{Queries, row_mut};
-use crate::engine::cpu::shared::Output;
-use crate::engine::cpu::tile::{OnlineSoftmax, dot, sum_f64};
-use crate::plan::cpu::padded;
-use crate::problem::{DType, Float};
+use super::{Pass, SavedViews, Wanted};
+use crate::engine::cpu::logits::Queries;
+use crate::engine::cpu::pack::from_lanes;
+use crate::engine::cpu::softmax::OnlineSoftmax;
+use crate::engine::cpu::tile::dot;
+use crate::plan::cpu::{GROUP, QueryPass, padded};
+use crate::problem::{DType, Float, Gradient};
 use rayon::prelude::*;
 
 struct Scratch {
     tiles: Tiles,
-    /// Sum of the branches: `[block_q, padded head_dim]`.
+    /// Sum of the branches: `[groups, head_dim, GROUP]`.
     dq: Vec<f32>,
+    /// Of each group.
     softmax: Vec<OnlineSoftmax>,
-    /// `Σ exp(S - max)` and `Σ exp(S - max) dout · v` so far.
-    sums: Vec<[f64; 2]>,
-    /// A row of the saved `out`.
-    out: Vec<f32>,
+    sums: Vec<Sums>,
+    /// A row of the saved `out`, or of dq.
+    row: Vec<f32>,
+    /// dk and dv of a unit, where its blocks are one part.
+    keys: Vec<f32>,
 }
 
-/// Fills `rows` and stores dq.
-pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &mut Rows, dq: Option<&Output<'_, T>>) {
+/// The blocks of one part of a unit: where they are, and their rows.
+struct Task<'a> {
+    unit: usize,
+    blocks: Vec<([usize; 3], &'a mut [Row])>,
+    /// dk and dv of the part, where it is one of several.
+    keys: &'a mut [f32],
+}
+
+/// Fills `rows` and stores dq, and the gradients that `division` adds up.
+pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &mut Rows, wanted: &Wanted<'_, T>, division: &QueryPass) {
     let Pass { problem, block_q, .. } = *pass;
+    let QueryPass { parts, numbers, .. } = *division;
     let scratch = || Scratch {
         tiles: Tiles::new(pass),
-        dq: vec![0.0; block_q * padded(problem.head_dim)],
-        softmax: vec![OnlineSoftmax::EMPTY; block_q],
-        sums: vec![[0.0; 2]; block_q],
-        out: vec![0.0; padded(problem.value_dim)],
+        dq: vec![0.0; block_q * problem.head_dim],
+        softmax: vec![OnlineSoftmax::EMPTY; block_q / GROUP],
+        sums: vec![Sums::EMPTY; block_q / GROUP],
+        row: vec![0.0; problem.head_dim.max(problem.value_dim)],
+        keys: vec![0.0; if parts == 1 { numbers } else { 0 }],
     };
-    rows.blocks().for_each_init(scratch, |scratch, (index, rows)| {
-        let block = Block { pass, queries: Queries::block(problem, index, block_q) };
-        block.run::<T>(scratch, rows, dq);
+    let mut partial = vec![0.0; if parts == 1 { 0 } else { division.units * parts * numbers }];
+    tasks(division, rows, &mut partial).into_par_iter().for_each_init(scratch, |scratch, task| {
+        let mut own = std::mem::take(&mut scratch.keys);
+        let keys = if parts == 1 { own.as_mut_slice() } else { task.keys };
+        keys.fill(0.0);
+        for (place, rows) in task.blocks {
+            let queries = Queries::block(problem, place, block_q);
+            Block { pass, queries, wanted, division }.run(scratch, rows, keys);
+        }
+        if parts == 1 {
+            key_sums::store(pass, division, task.unit, keys, wanted);
+        }
+        scratch.keys = own;
     });
+    if parts > 1 && numbers > 0 {
+        partial.par_chunks_mut(parts * numbers).enumerate().for_each(|(unit, partial)| {
+            key_sums::store(pass, division, unit, key_sums::add_parts(partial, numbers), wanted);
+        });
+    }
 }
 
-struct Block<'a> {
+/// Deals the blocks of every unit to its parts in turn, so that where rows see more keys the later they are, parts are alike.
+fn tasks<'a>(division: &QueryPass, rows: &'a mut Rows, mut partial: &'a mut [f32]) -> Vec<Task<'a>> {
+    let QueryPass { units, parts, numbers, .. } = *division;
+    let mut tasks = Vec::with_capacity(units * parts);
+    for task in 0..units * parts {
+        let keys = partial.split_off_mut(..if parts == 1 { 0 } else { numbers }).unwrap_or_default();
+        tasks.push(Task { unit: task / parts, blocks: Vec::new(), keys });
+    }
+    let mut seen = vec![0; units];
+    for (place, rows) in rows.blocks() {
+        let unit = division.unit_of(place);
+        tasks[unit * parts + seen[unit] % parts].blocks.push((place, rows));
+        seen[unit] += 1;
+    }
+    tasks
+}
+
+struct Block<'a, T> {
     pass: &'a Pass<'a>,
     queries: Queries<'a>,
+    wanted: &'a Wanted<'a, T>,
+    division: &'a QueryPass,
 }
 
-impl Block<'_> {
-    fn run<T: Float>(&self, scratch: &mut Scratch, rows: &mut [Row], dq: Option<&Output<'_, T>>) {
-        let Block { pass, queries } = *self;
-        let Queries { problem, b, h, first, .. } = queries;
-        let width = problem.head_dim;
+impl<T: Float> Block<'_, T> {
+    fn run(&self, scratch: &mut Scratch, rows: &mut [Row], keys: &mut [f32]) {
+        let Block { pass, queries, wanted, .. } = *self;
+        let Queries { problem, b, h, .. } = queries;
         scratch.tiles.load_queries::<T>(pass, &queries);
         scratch.dq.fill(0.0);
         let branches = rows.chunks_mut(rows.len() / problem.branches.len());
@@ -60,25 +109,29 @@ impl Block<'_> {
                 continue;
             }
             let rows = &mut rows[..queries.rows];
-            let tiles = if self.saved_rows::<T>(scratch, rows) { 0 } else { self.sweep::<T>(scratch, n, rows) };
-            if dq.is_some() && !closed {
-                self.add_dq::<T>(scratch, n, rows, tiles == 1);
+            let tiles = if self.saved_rows(scratch, rows) { 0 } else { self.sweep(scratch, n, rows) };
+            if !closed {
+                self.add_gradients(scratch, n, rows, tiles == 1, keys);
             }
         }
-        if let Some(dq) = dq {
-            for r in 0..queries.rows {
-                let row = &mut row_mut(&mut scratch.dq, r, padded(width))[..width];
-                row.iter_mut().for_each(|dq| *dq *= problem.softmax_scale);
-                // SAFETY: tasks partition (b, h, first..first + rows).
-                unsafe { dq.store([b, first + r, h, 0], row) };
+        if let Some((_, dq)) = wanted.find(Gradient::Q) {
+            let width = problem.head_dim;
+            let row = &mut scratch.row[..width];
+            for (g, Queries { first, rows, .. }) in queries.groups() {
+                for r in 0..rows {
+                    from_lanes(&scratch.dq[g * width * GROUP..][..width * GROUP], r, row);
+                    row.iter_mut().for_each(|dq| *dq *= problem.softmax_scale);
+                    // SAFETY: tasks partition the blocks, and these (b, h, first..first + rows).
+                    unsafe { dq.store([b, first + r, h, 0], row) };
+                }
             }
         }
     }
 
     /// Takes the rows' state from what the forward saved, if that spares a sweep and tells enough. A branch of one tile is
     /// seen once either way, and `Δ` from its products lacks the rounding of `out`.
-    fn saved_rows<T: Float>(&self, scratch: &mut Scratch, rows: &mut [Row]) -> bool {
-        let Block { pass, queries: Queries { problem, b, h, first, .. } } = *self;
+    fn saved_rows(&self, scratch: &mut Scratch, rows: &mut [Row]) -> bool {
+        let Block { pass, queries: Queries { problem, b, h, first, .. }, .. } = *self;
         let Some(SavedViews { out, lse }) = &pass.saved else { return false };
         if pass.tiles(0, &self.queries).nth(1).is_none() {
             return false;
@@ -89,10 +142,11 @@ impl Block<'_> {
         }
         let width = problem.value_dim;
         for (r, row) in rows.iter_mut().enumerate().filter(|&(r, _)| lse_of(r) != f32::NEG_INFINITY) {
-            Queries { first: first + r, rows: 1, ..self.queries }.load::<T>(out, &mut scratch.out, width);
-            let dout = &scratch.tiles.dout[r * padded(width)..][..width];
+            let start = out.position([b, first + r, h, 0]);
+            T::widen(&out.data::<T>()[start..][..width], &mut scratch.row[..width]);
+            let dout = &scratch.tiles.dout_rows[r * padded(width)..][..width];
             // Equation 12 of a single branch.
-            let delta = dot(dout, &scratch.out[..width]);
+            let delta = dot(dout, &scratch.row[..width]);
             *row = Row { max: lse_of(r), weight: pass.weight(0, [b, h, first + r]), factor: 1.0, delta, dout_o: 0.0 };
         }
         true
@@ -100,48 +154,62 @@ impl Block<'_> {
 
     /// Goes over a branch's keys for the rows' state. Returns the number of tiles; the exponentials and `dout · v` of the
     /// last are left in place.
-    fn sweep<T: Float>(&self, scratch: &mut Scratch, n: usize, rows: &mut [Row]) -> usize {
-        let Block { pass, queries } = *self;
+    fn sweep(&self, scratch: &mut Scratch, n: usize, rows: &mut [Row]) -> usize {
+        let Block { pass, queries, .. } = *self;
         let Scratch { tiles, softmax, sums, .. } = scratch;
         let values = pass.needs[n].delta;
         softmax.fill(OnlineSoftmax::EMPTY);
-        sums.fill([0.0; 2]);
+        sums.fill(Sums::EMPTY);
         let mut count = 0;
         for keys in pass.tiles(n, &queries) {
             tiles.load_keys::<T>(pass, &keys, values);
             tiles.products::<T>(&queries, &keys, values);
-            for (r, [sum, dout_o]) in sums.iter_mut().enumerate().take(queries.rows) {
-                let p = &mut tiles.p[r * pass.block_kv..][..keys.columns];
-                let correction = f64::from(softmax[r].step(p));
-                *sum = correction * *sum + sum_f64(p);
-                if values {
-                    *dout_o = correction * *dout_o + dot(p, &tiles.ds[r * pass.block_kv..][..keys.columns]);
-                }
-            }
+            tiles.step(softmax, sums, (&queries, &keys), values);
             count += 1;
         }
-        for (r, (row, [sum, dout_o])) in rows.iter_mut().zip(sums).enumerate().filter(|(_, (_, [sum, _]))| *sum != 0.0)
-        {
-            let weight = pass.weight(n, [queries.b, queries.h, queries.first + r]);
-            let dout_o = *dout_o / *sum;
-            *row = Row { max: softmax[r].max, weight, factor: 1.0 / *sum, delta: f64::from(weight) * dout_o, dout_o };
+        for (r, row) in rows.iter_mut().enumerate() {
+            let (g, lane) = (r / GROUP, r % GROUP);
+            let [sum, dout_o] = sums[g].of(lane);
+            if sum != 0.0 {
+                let weight = pass.weight(n, [queries.b, queries.h, queries.first + r]);
+                let (max, dout_o) = (softmax[g].max[lane], dout_o / sum);
+                *row = Row { max, weight, factor: 1.0 / sum, delta: f64::from(weight) * dout_o, dout_o };
+            }
         }
         count
     }
 
-    /// Adds a branch's share of dq; `kept` says that the tiles hold its only keys, as `sweep` left them.
-    fn add_dq<T: Float>(&self, scratch: &mut Scratch, n: usize, rows: &[Row], kept: bool) {
-        let Block { pass, queries } = *self;
+    /// Adds a branch's share of dq, and of dk and dv that are added up here; `kept` says that the tiles hold the branch's only
+    /// keys, as `sweep` left them.
+    fn add_gradients(&self, scratch: &mut Scratch, n: usize, rows: &[Row], kept: bool, sums: &mut [f32]) {
+        let Block { pass, queries, wanted, division } = *self;
         let Scratch { tiles, dq, .. } = scratch;
+        let with_dq = wanted.find(Gradient::Q).is_some();
         for keys in pass.tiles(n, &queries) {
-            if !kept {
-                tiles.load_keys::<T>(pass, &keys, true);
-                tiles.products::<T>(&queries, &keys, true);
-                tiles.exponentials(rows, keys.columns);
+            let number = pass.problem.branches[n].first_segment + keys.index;
+            let [dk, dv] = [Gradient::K(number), Gradient::V(number)]
+                .map(|gradient| division.rows(gradient, [queries.b, queries.h], keys.start, keys.columns));
+            let values = with_dq || dk.is_some();
+            if !values && dv.is_none() {
+                continue;
             }
-            tiles.differentiate(rows, keys.columns, true);
-            tiles.through_the_cap(queries.rows, keys.columns);
-            tiles.add_dq(dq, &queries, &keys);
+            if !kept {
+                tiles.load_keys::<T>(pass, &keys, values);
+                tiles.products::<T>(&queries, &keys, values);
+            }
+            tiles.differentiate(rows, (&queries, &keys), kept, values);
+            if let Some(dv) = dv {
+                tiles.add_dv(&mut sums[dv], &queries, &keys);
+            }
+            if values {
+                tiles.through_the_cap(&queries, &keys);
+            }
+            if with_dq {
+                tiles.add_dq(dq, &queries, &keys);
+            }
+            if let Some(dk) = dk {
+                tiles.add_dk(&mut sums[dk], &queries, &keys);
+            }
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What the passes must know of every query row of every branch: the softmax's state and `Δ`.
 
 use crate::problem::{Problem, elements};
-use rayon::prelude::*;
 
 /// One query's row of one branch. The default stands for a row without keys or a branch that is not evaluated: all its
 /// probabilities are 0.
@@ -44,10 +43,10 @@ impl Rows {
     }
 
     /// Batch entry, head and number of every block, and its rows, `[branches, rows]`.
-    pub(super) fn blocks(&mut self) -> impl IndexedParallelIterator<Item = ([usize; 3], &mut [Row])> {
+    pub(super) fn blocks(&mut self) -> impl Iterator<Item = ([usize; 3], &mut [Row])> {
         let Rows { heads, blocks, .. } = *self;
         let size = (self.branches * self.block_rows).max(1);
-        (self.rows.par_chunks_mut(size).enumerate())
+        (self.rows.chunks_mut(size).enumerate())
             .map(move |(task, rows)| ([task / blocks / heads, task / blocks % heads, task % blocks], rows))
     }
 

@@ -1,193 +1,209 @@
 //! The tiles of one thread, and the steps from queries and keys to `dz` that every pass takes with them.
+//!
+//! As in the forward, a group of queries lies side by side, one in each lane. `P` and `dz` of a group are `[columns, GROUP]`: a
+//! right matrix for dq, and panels of a left one for dk and dv, so that no product needs a copy turned round.
 
 use super::Pass;
 use super::rows::Row;
+use super::steps::{Differentiate, State, Sums};
 use crate::engine::cpu::logits::{Keys, Queries};
+use crate::engine::cpu::pack::to_lanes;
 use crate::engine::cpu::product::{Into, Left, Product};
-use crate::engine::cpu::softmax::exponentials;
-use crate::engine::cpu::tile::sum;
-use crate::plan::cpu::padded;
+use crate::engine::cpu::softmax::OnlineSoftmax;
+use crate::plan::cpu::{GROUP, padded};
 use crate::problem::{DType, Float};
 use pulp::Arch;
+use std::ops::Range;
 
 pub(super) struct Tiles {
-    /// `[block_q, padded head_dim]`
+    /// `[groups, head_dim, GROUP]`
     q: Vec<f32>,
+    /// `[groups, value_dim, GROUP]`
+    dout: Vec<f32>,
+    /// `[block_q, padded head_dim]`
+    q_rows: Vec<f32>,
     /// `[block_q, padded value_dim]`
-    pub(super) dout: Vec<f32>,
+    pub(super) dout_rows: Vec<f32>,
     /// `[block_kv, padded head_dim]`
     k: Vec<f32>,
-    /// `[head_dim, block_kv]`
-    k_transposed: Vec<f32>,
-    /// `[value_dim, block_kv]`
-    v_transposed: Vec<f32>,
-    /// Logits, then their exponentials, then `w P`: `[block_q, block_kv]`.
-    pub(super) p: Vec<f32>,
-    /// `dout · v`, then `dS`, then `dz`: `[block_q, block_kv]`.
-    pub(super) ds: Vec<f32>,
-    /// Derivative of the softcap: `[block_q, block_kv]`, empty without one.
+    /// `[block_kv, padded value_dim]`
+    v: Vec<f32>,
+    /// Logits, then their exponentials, then `w P`: `[groups, columns, GROUP]`.
+    p: Vec<f32>,
+    /// `dout · v`, then `dS`, then `dz`: `[groups, columns, GROUP]`.
+    ds: Vec<f32>,
+    /// Derivative of the softcap: `[groups, columns, GROUP]`, empty without one.
     slopes: Vec<f32>,
-    block_kv: usize,
+}
+
+/// The groups of a block that see a tile of keys: they follow each other, since both ends of a row's keys grow with the row.
+fn seeing(queries: &Queries<'_>, keys: &Keys<'_>) -> Range<usize> {
+    let mut groups = queries.groups().filter(|(_, group)| group.sees(keys)).map(|(g, _)| g);
+    groups.next().map_or(0..0, |first| first..groups.last().unwrap_or(first) + 1)
 }
 
 impl Tiles {
     pub(super) fn new(pass: &Pass<'_>) -> Self {
         let Pass { problem, block_q, block_kv, .. } = *pass;
-        let (head_dim, value_dim) = (padded(problem.head_dim), padded(problem.value_dim));
+        let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
+        let scores = block_q * block_kv;
         Tiles {
             q: vec![0.0; block_q * head_dim],
             dout: vec![0.0; block_q * value_dim],
-            k: vec![0.0; block_kv * head_dim],
-            k_transposed: vec![0.0; block_kv * problem.head_dim],
-            v_transposed: vec![0.0; block_kv * problem.value_dim],
-            p: vec![0.0; block_q * block_kv],
-            ds: vec![0.0; block_q * block_kv],
-            slopes: vec![0.0; if problem.softcap.is_some() { block_q * block_kv } else { 0 }],
-            block_kv,
+            q_rows: vec![0.0; block_q * padded(head_dim)],
+            dout_rows: vec![0.0; block_q * padded(value_dim)],
+            k: vec![0.0; block_kv * padded(head_dim)],
+            v: vec![0.0; block_kv * padded(value_dim)],
+            p: vec![0.0; scores],
+            ds: vec![0.0; scores],
+            slopes: vec![0.0; if problem.softcap.is_some() { scores } else { 0 }],
         }
     }
 
     /// Loads queries and their rows of `dout`.
     pub(super) fn load_queries<T: Float>(&mut self, pass: &Pass<'_>, queries: &Queries<'_>) {
-        queries.load::<T>(&pass.inputs.q, &mut self.q, pass.problem.head_dim);
-        queries.load::<T>(&pass.dout, &mut self.dout, pass.problem.value_dim);
+        let (head_dim, value_dim) = (pass.problem.head_dim, pass.problem.value_dim);
+        queries.load::<T>(&pass.inputs.q, &mut self.q_rows, head_dim);
+        queries.load::<T>(&pass.dout, &mut self.dout_rows, value_dim);
+        for (rows, lanes, width) in
+            [(&self.q_rows, &mut self.q, head_dim), (&self.dout_rows, &mut self.dout, value_dim)]
+        {
+            for (g, group) in queries.groups() {
+                let rows = rows.chunks(padded(width)).skip(g * GROUP).take(group.rows).map(|row| &row[..width]);
+                to_lanes::<f32, f32>(rows, &mut lanes[g * width * GROUP..][..width * GROUP], width, GROUP);
+            }
+        }
     }
 
     /// Loads keys and, if `ds` is to follow, values.
     pub(super) fn load_keys<T: Float>(&mut self, pass: &Pass<'_>, keys: &Keys<'_>, values: bool) {
         keys.load::<T>(&keys.bound.k, &mut self.k, pass.problem.head_dim);
-        keys.load_transposed::<T>(&keys.bound.k, &mut self.k_transposed, pass.problem.head_dim, self.block_kv);
         if values {
-            keys.load_transposed::<T>(&keys.bound.v, &mut self.v_transposed, pass.problem.value_dim, self.block_kv);
+            keys.load::<T>(&keys.bound.v, &mut self.v, pass.problem.value_dim);
         }
     }
 
     /// Leaves logits in `p` and, with `values`, `dout · v` in `ds`.
     pub(super) fn products<T: Float>(&mut self, queries: &Queries<'_>, keys: &Keys<'_>, values: bool) {
         let (head_dim, value_dim) = (queries.problem.head_dim, queries.problem.value_dim);
-        let in_runs = |scale: f32| if T::DTYPE == DType::F32 { Into::ScaledRuns(scale) } else { Into::Scaled(scale) };
-        let (stride, columns) = (self.block_kv, padded(keys.columns));
-        Product {
-            left: Left::Rows(&self.q, padded(head_dim)),
-            right: &self.k_transposed,
-            right_stride: stride,
-            c: &mut self.p,
-            stride,
-            extents: [queries.rows, columns, head_dim],
-            into: in_runs(queries.problem.softmax_scale),
+        let panel = keys.columns * GROUP;
+        let seeing = seeing(queries, keys);
+        for (g, group) in queries.groups().filter(|(g, _)| seeing.contains(g)) {
+            let slopes = (!self.slopes.is_empty()).then(|| &mut self.slopes[g * panel..][..panel]);
+            let q = &self.q[g * head_dim * GROUP..][..head_dim * GROUP];
+            let k = Left::Rows(self.k.as_slice(), padded(head_dim));
+            group.lane_logits::<T, f32>(keys, (q, k), &mut self.p[g * panel..][..panel], slopes);
+            if values {
+                Product {
+                    left: Left::Rows(&self.v, padded(value_dim)),
+                    right: &self.dout[g * value_dim * GROUP..],
+                    right_stride: GROUP,
+                    c: &mut self.ds[g * panel..][..panel],
+                    stride: GROUP,
+                    extents: [keys.columns, GROUP, value_dim],
+                    into: if T::DTYPE == DType::F32 { Into::ScaledRuns(1.0) } else { Into::Scaled(1.0) },
+                }
+                .run();
+            }
         }
-        .run();
-        let slopes = (!self.slopes.is_empty()).then_some(self.slopes.as_mut_slice());
-        queries.finish_logits(keys, stride, &mut self.p, slopes);
-        if values {
+    }
+
+    /// One step of the online softmax: exponentials in place of the logits in `p`; adds them, and with `values` their
+    /// products with `ds`, to the sums of every group.
+    pub(super) fn step(
+        &mut self,
+        softmax: &mut [OnlineSoftmax],
+        sums: &mut [Sums],
+        (queries, keys): (&Queries<'_>, &Keys<'_>),
+        values: bool,
+    ) {
+        let panel = keys.columns * GROUP;
+        for g in seeing(queries, keys) {
+            let p = &mut self.p[g * panel..][..panel];
+            let correction = softmax[g].step(p);
+            sums[g].add(&correction, p, values.then(|| &self.ds[g * panel..][..panel]));
+        }
+    }
+
+    /// Equation 9: leaves `w P` in `p` and, with `values`, `dS` in `ds`, from `dout · v` and logits, or exponentials where a
+    /// `step` came between.
+    pub(super) fn differentiate(
+        &mut self,
+        rows: &[Row],
+        (queries, keys): (&Queries<'_>, &Keys<'_>),
+        stepped: bool,
+        values: bool,
+    ) {
+        let panel = keys.columns * GROUP;
+        for g in seeing(queries, keys) {
+            let state = &State::of(rows.chunks(GROUP).nth(g).expect("a group has rows"));
+            let (p, ds) = (&mut self.p[g * panel..][..panel], &mut self.ds[g * panel..][..panel]);
+            Arch::new().dispatch(Differentiate { p, ds, state, stepped, values });
+        }
+    }
+
+    /// `dS` of the groups that see the keys, `[columns, GROUP]` each.
+    pub(super) fn ds(&self, queries: &Queries<'_>, keys: &Keys<'_>) -> impl Iterator<Item = (usize, &[f32])> {
+        let panel = keys.columns * GROUP;
+        seeing(queries, keys).map(move |g| (g, &self.ds[g * panel..][..panel]))
+    }
+
+    /// Equation 10: `dS` becomes `dz`.
+    pub(super) fn through_the_cap(&mut self, queries: &Queries<'_>, keys: &Keys<'_>) {
+        if !self.slopes.is_empty() {
+            let Range { start, end } = seeing(queries, keys);
+            let panels = start * keys.columns * GROUP..end * keys.columns * GROUP;
+            self.ds[panels.clone()].iter_mut().zip(&self.slopes[panels]).for_each(|(ds, slope)| *ds *= slope);
+        }
+    }
+
+    /// Equation 11 without `softmax_scale`: `dq += dz k`; dq is `[groups, head_dim, GROUP]`.
+    pub(super) fn add_dq(&self, dq: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
+        let width = queries.problem.head_dim;
+        for g in seeing(queries, keys) {
             Product {
-                left: Left::Rows(&self.dout, padded(value_dim)),
-                right: &self.v_transposed,
-                right_stride: stride,
-                c: &mut self.ds,
-                stride,
-                extents: [queries.rows, columns, value_dim],
-                into: in_runs(1.0),
+                left: Left::Transposed(&self.k, padded(width)),
+                right: &self.ds[g * keys.columns * GROUP..],
+                right_stride: GROUP,
+                c: &mut dq[g * width * GROUP..][..width * GROUP],
+                stride: GROUP,
+                extents: [width, GROUP, keys.columns],
+                into: Into::Added(1.0),
             }
             .run();
         }
     }
 
-    /// Turns the logits in `p` into exponentials.
-    pub(super) fn exponentials(&mut self, rows: &[Row], columns: usize) {
-        for (row, p) in rows.iter().zip(self.p.chunks_mut(self.block_kv)) {
-            let p = &mut p[..columns];
-            if row.factor == 0.0 { p.fill(0.0) } else { exponentials(p, row.max) }
-        }
-    }
-
-    /// Equation 9, from exponentials and `dout · v`: leaves `w P` in `p` and, with `values`, `dS` in `ds`.
-    pub(super) fn differentiate(&mut self, rows: &[Row], columns: usize, values: bool) {
-        let tiles = self.p.chunks_mut(self.block_kv).zip(self.ds.chunks_mut(self.block_kv));
-        for (&Row { factor, weight, delta, .. }, (p, ds)) in rows.iter().zip(tiles) {
-            let (p, ds, weight) = (&mut p[..columns], &mut ds[..columns], f64::from(weight));
-            // Compiled for the processor's registers, which its f64 needs most.
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for (p, ds) in p.iter_mut().zip(ds) {
-                        let probability = f64::from(*p) * factor;
-                        if values {
-                            *ds = (probability * (weight * f64::from(*ds) - delta)) as f32;
-                        }
-                        *p = (probability * weight) as f32;
-                    }
-                },
-            );
-        }
-    }
-
-    /// Sums `dS` over the rows, the columns or both. Returns the rows and columns that are left.
-    pub(super) fn reduce(
-        &mut self,
-        rows: usize,
-        columns: usize,
-        over_rows: bool,
-        over_columns: bool,
-    ) -> (usize, usize) {
-        if over_rows {
-            let (sums, others) = self.ds.split_at_mut(self.block_kv);
-            for ds in others.chunks(self.block_kv).take(rows - 1) {
-                sums[..columns].iter_mut().zip(ds).for_each(|(sum, ds)| *sum += ds);
-            }
-        }
-        let rows = if over_rows { 1 } else { rows };
-        if over_columns {
-            self.ds.chunks_mut(self.block_kv).take(rows).for_each(|ds| ds[0] = sum(&ds[..columns]));
-        }
-        (rows, if over_columns { 1 } else { columns })
-    }
-
-    /// Equation 10: `dS` becomes `dz`.
-    pub(super) fn through_the_cap(&mut self, rows: usize, columns: usize) {
-        if !self.slopes.is_empty() {
-            let tiles = self.ds.chunks_mut(self.block_kv).zip(self.slopes.chunks(self.block_kv));
-            for (ds, slopes) in tiles.take(rows) {
-                ds[..columns].iter_mut().zip(slopes).for_each(|(ds, slope)| *ds *= slope);
-            }
-        }
-    }
-
-    /// Equation 11 without `softmax_scale`: `dq += dz k`; rows of dq are padded.
-    pub(super) fn add_dq(&self, dq: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
-        let width = padded(queries.problem.head_dim);
-        Product {
-            left: Left::Rows(&self.ds, self.block_kv),
-            right: &self.k,
-            right_stride: width,
-            c: dq,
-            stride: width,
-            extents: [queries.rows, width, keys.columns],
-            into: Into::Added(1.0),
-        }
-        .run();
-    }
-
-    /// Equation 11 without `softmax_scale`: `dk += dzᵀ q`; rows of dk are padded.
+    /// Equation 11 without `softmax_scale`: `dk += dzᵀ q`; dk is `[columns, padded head_dim]`.
     pub(super) fn add_dk(&self, dk: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
-        self.add_transposed(&self.ds, &self.q, padded(queries.problem.head_dim), dk, [queries.rows, keys.columns]);
+        let width = padded(queries.problem.head_dim);
+        add_over_queries([&self.ds, &self.q_rows], width, dk, queries, keys);
     }
 
-    /// Equation 11: `dv += (w P)ᵀ dout`; rows of dv are padded.
+    /// Equation 11: `dv += (w P)ᵀ dout`; dv is `[columns, padded value_dim]`.
     pub(super) fn add_dv(&self, dv: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
-        self.add_transposed(&self.p, &self.dout, padded(queries.problem.value_dim), dv, [queries.rows, keys.columns]);
+        let width = padded(queries.problem.value_dim);
+        add_over_queries([&self.p, &self.dout_rows], width, dv, queries, keys);
     }
+}
 
-    fn add_transposed(&self, left: &[f32], right: &[f32], width: usize, sums: &mut [f32], [rows, columns]: [usize; 2]) {
-        Product {
-            left: Left::Transposed(left, self.block_kv),
-            right,
-            right_stride: width,
-            c: sums,
-            stride: width,
-            extents: [columns, width, rows],
-            into: Into::Added(1.0),
-        }
-        .run();
+/// Adds the product of panels and rows, a sum over the queries that see the keys.
+fn add_over_queries(
+    [panels, rows]: [&[f32]; 2],
+    width: usize,
+    sums: &mut [f32],
+    queries: &Queries<'_>,
+    keys: &Keys<'_>,
+) {
+    let Range { start, end } = seeing(queries, keys);
+    Product {
+        left: Left::Panels(&panels[start * keys.columns * GROUP..]),
+        right: &rows[start * GROUP * width..],
+        right_stride: width,
+        c: sums,
+        stride: width,
+        extents: [keys.columns, width, queries.rows.min(end * GROUP).saturating_sub(start * GROUP)],
+        into: Into::Added(1.0),
     }
+    .run();
 }
