@@ -80,6 +80,20 @@ const SUMS_OF_A_THREAD: usize = 2 << 20;
 const SUMS_OF_PARTS: usize = 16 << 20;
 const LOGITS_TO_SUMS: usize = 8;
 
+/// Numbers of keys and values that a thread of a backward keeps converted, for the blocks that come back to them.
+const KEPT_OF_A_THREAD: usize = 512 << 10;
+
+/// Numbers of one tile of keys and values in panels.
+fn tile_numbers(problem: &Problem, block_kv: usize) -> usize {
+    block_kv * (problem.head_dim.next_multiple_of(GROUP) + problem.value_dim.next_multiple_of(GROUP))
+}
+
+/// Tiles of keys and values that a thread of a backward keeps.
+pub(crate) fn kept_tiles(problem: &Problem, block_kv: usize) -> usize {
+    let tiles = problem.seq_kv().map(|seq_kv| seq_kv.div_ceil(block_kv)).fold(0, usize::saturating_add);
+    tiles.min(KEPT_OF_A_THREAD / tile_numbers(problem, block_kv).max(1)).max(1)
+}
+
 /// How a backward goes over the queries.
 ///
 /// Where dk and dv of whole heads fit, they are added up on the way: S and dP are then formed once. A unit is what shares keys:
@@ -211,7 +225,8 @@ pub(super) fn backward_bytes(instance: &Instance, problem: &Problem, threads: us
 
     let width = padded(head_dim) + padded(value_dim);
     let scores = if problem.softcap.is_some() { 3 } else { 2 } * block_q * block_kv;
-    let tiles = block_q * (head_dim + value_dim + width) + block_kv * width + scores;
+    let keys = kept_tiles(problem, block_kv) * tile_numbers(problem, block_kv);
+    let tiles = block_q * (head_dim + value_dim + width) + keys + scores;
     let QueryPass { units, parts, sums, numbers, .. } = query_pass(problem, block_q);
     if !sums.is_empty() {
         let own = block_q * (head_dim + ROW_SUMS) + if parts == 1 { numbers } else { 0 };

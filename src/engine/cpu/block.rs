@@ -170,7 +170,7 @@ impl<'a> Block<'a> {
                     continue;
                 }
                 let q = &scratch.q[g * head_dim * GROUP..][..head_dim * GROUP];
-                group.lane_logits::<T, E>(&keys, (q, Left::Panels(&scratch.k)), &mut scratch.s, None);
+                group.lane_logits::<T, E>(&keys, (q, &scratch.k), &mut scratch.s, None);
                 let s = &mut scratch.s[..keys.columns * GROUP];
                 let correction = scratch.softmax[g].step(s);
                 Product {

@@ -35,12 +35,12 @@ impl<'a> Queries<'a> {
         seen.start.max(keys.start) < seen.end.min(keys.start + keys.columns)
     }
 
-    /// Equation 1: logits `[keys, GROUP]` from queries `[head_dim, GROUP]` and keys, -inf where a query may not
+    /// Equation 1: logits `[keys, GROUP]` from queries `[head_dim, GROUP]` and keys in panels, -inf where a query may not
     /// attend. `slopes`, if there are any, gets the derivative of the softcap (equation 10).
     pub(super) fn lane_logits<T: Float, E: Holds<T>>(
         &self,
         keys: &Keys<'_>,
-        (q, k): (&[E], Left<'_, E>),
+        (q, k): (&[E], &[E]),
         logits: &mut [f32],
         slopes: Option<&mut [f32]>,
     ) {
@@ -50,7 +50,7 @@ impl<'a> Queries<'a> {
         let into = if T::DTYPE == DType::F32 { Into::ScaledRuns(scale) } else { Into::Scaled(scale) };
         let logits = &mut logits[..keys.columns * GROUP];
         Product {
-            left: k,
+            left: Left::Panels(k),
             right: q,
             right_stride: GROUP,
             c: logits,

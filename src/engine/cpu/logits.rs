@@ -18,8 +18,8 @@ pub(super) struct Queries<'a> {
 /// Which keys: `columns` of them from `start` on, for one batch entry, of the head that the queries read.
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
-    /// Of the segment in its branch.
-    pub(super) index: usize,
+    /// Of the segment in the problem.
+    pub(super) number: usize,
     pub(super) segment: &'a SegmentProblem,
     pub(super) bound: &'a SegmentInputs<'a>,
     pub(super) b: usize,
@@ -50,12 +50,12 @@ impl<'a> Queries<'a> {
         bound: &'a [SegmentInputs<'a>],
         block_kv: usize,
     ) -> impl Iterator<Item = Keys<'a>> {
-        branch.segments.iter().zip(bound).enumerate().flat_map(move |(index, (segment, bound))| {
+        (branch.first_segment..).zip(branch.segments.iter().zip(bound)).flat_map(move |(number, (segment, bound))| {
             let seen = self.keys(segment, bound.key_len(self.b));
             // Where tiles begin depends on the segment alone: how queries are split must not show in a result.
             let keys = seen.start / block_kv * block_kv..seen.end;
             keys.clone().step_by(block_kv).map(move |start| Keys {
-                index,
+                number,
                 segment,
                 bound,
                 b: self.b,
@@ -77,7 +77,7 @@ impl<'a> Keys<'a> {
     /// The keys from `start` on, up to `block_kv`, if any of the queries may attend to one of them.
     pub(super) fn seen(
         queries: &Queries<'_>,
-        (index, segment, bound): (usize, &'a SegmentProblem, &'a SegmentInputs<'a>),
+        (number, segment, bound): (usize, &'a SegmentProblem, &'a SegmentInputs<'a>),
         start: usize,
         block_kv: usize,
     ) -> Option<Self> {
@@ -85,20 +85,12 @@ impl<'a> Keys<'a> {
         let columns = key_len.saturating_sub(start).min(block_kv);
         let keys = queries.keys(segment, key_len);
         let seen = keys.start.max(start) < keys.end.min(start + columns);
-        seen.then_some(Keys { index, segment, bound, b: queries.b, head: queries.h / segment.group, start, columns })
+        seen.then_some(Keys { number, segment, bound, b: queries.b, head: queries.h / segment.group, start, columns })
     }
 
     /// Row `c` of keys or values, as it lies.
     pub(super) fn row<'v, T: Float>(&self, view: &View<'v, 4>, c: usize, width: usize) -> &'v [T] {
         &view.data::<T>()[view.position([self.b, self.start + c, self.head, 0])..][..width]
-    }
-
-    /// Converts the rows of keys or values, padded.
-    pub(super) fn load<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize) {
-        for c in 0..self.columns {
-            let row = &mut row_mut(tile, c, padded(width))[..width];
-            load_row::<T, _>(view, [self.b, self.start + c, self.head, 0], row);
-        }
     }
 }
 

@@ -7,8 +7,12 @@ use crate::problem::Float;
 /// Row `row` of a tile in panels, `[ceil(width / GROUP), rows, GROUP]`; panels count elements.
 pub(super) fn to_panels<T, E: Holds<T>>(from: &[T], row: usize, rows: usize, panels: &mut [E]) {
     for (panel, from) in from.chunks(GROUP * E::NUMBERS).enumerate() {
-        let elements = from.len().div_ceil(E::NUMBERS);
-        E::along(from, &mut panels[(panel * rows + row) * GROUP..][..elements]);
+        let to = &mut panels[(panel * rows + row) * GROUP..][..GROUP];
+        match from.get(..GROUP * E::NUMBERS) {
+            // Of known length, so that it is copied without a call.
+            Some(from) => E::along(from, to),
+            None => E::along(from, &mut to[..from.len().div_ceil(E::NUMBERS)]),
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Matrix products of tiles: the micro-kernel that most of the cpu engine's time goes through.
 //!
 //! The right matrix is read as it lies, a vector register of columns at a time; the elements of the left one are spread
-//! over a whole register. Of a row-major left matrix neighbours in memory belong to one row or to one column, and both ways
-//! round are there, so that no product needs a transposed copy.
+//! over a whole register. Neighbours in memory belong to one row of the left matrix or to one column, and both ways round
+//! are there, so that no product needs a transposed copy.
 
 use super::element::Element;
 use crate::plan::cpu::GROUP;
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 
 /// A loop over `I` below `$count`, at most 12, as that many copies of its body: the sums stay in registers only where
 /// every index is a constant.
@@ -24,14 +25,15 @@ macro_rules! unrolled {
 #[cfg(target_arch = "x86_64")]
 pub(super) use unrolled;
 
+/// Numbers of B that stay in a first-level cache of 32 KB while A and C pass by.
+const CACHED: usize = 4 << 10;
+
 /// The left matrix `A[m, k]`.
 #[derive(Clone, Copy)]
 pub(super) enum Left<'a, E = f32> {
     /// Panels of [`GROUP`] columns: `[ceil(k / GROUP), m, GROUP]`.
     Panels(&'a [E]),
-    /// Row-major: `[m, stride]`.
-    Rows(&'a [E], usize),
-    /// Its transpose, row-major: `[k, stride]`.
+    /// Rows of the transpose: `[k, stride]`.
     Transposed(&'a [E], usize),
 }
 
@@ -41,7 +43,6 @@ impl<E> Left<'_, E> {
     pub(super) fn at(&self, m: usize, row: usize, k: usize) -> (*const E, usize, usize) {
         match *self {
             Left::Panels(left) => (left[(k / GROUP * m + row) * GROUP..].as_ptr(), GROUP, 1),
-            Left::Rows(left, stride) => (left[row * stride + k..].as_ptr(), stride, 1),
             Left::Transposed(left, stride) => (left[k * stride + row..].as_ptr(), 1, stride),
         }
     }
@@ -91,7 +92,6 @@ impl<E: Element> Product<'_, E> {
         assert!((k - 1) * self.right_stride + n <= self.right.len());
         match self.left {
             Left::Panels(a) => assert!(k.div_ceil(GROUP) * m * GROUP <= a.len()),
-            Left::Rows(a, stride) => assert!(k <= stride && (m - 1) * stride + k <= a.len()),
             Left::Transposed(a, stride) => assert!(m <= stride && (k - 1) * stride + m <= a.len()),
         }
         if let Into::Rescaled(factors) = self.into {
@@ -117,36 +117,44 @@ impl WithSimd for Product<'_> {
 
 impl Product<'_> {
     /// All of C, `ROWS` rows and two registers of columns at a time.
+    ///
+    /// Each row of A meets as many columns of B as stay in the first-level cache.
     #[inline(always)]
     fn all<S: Simd, const ROWS: usize>(&mut self, simd: S) {
-        let n = self.extents[1];
-        let mut column = 0;
-        while column + 2 * S::F32_LANES <= n {
-            self.columns::<S, ROWS, 2>(simd, column);
-            column += 2 * S::F32_LANES;
-        }
-        while column < n {
-            self.columns::<S, ROWS, 1>(simd, column);
-            column += S::F32_LANES;
+        let [m, n, k] = self.extents;
+        let registers = const { 2 * S::F32_LANES };
+        let strip = registers * (CACHED / k / registers).max(1);
+        for column in (0..n).step_by(strip) {
+            let columns = column..n.min(column + strip);
+            let mut row = 0;
+            while row < m {
+                row += match m - row {
+                    // Few sums wait for each other: 6 + 1, 6 + 2 and 6 + 5 rows take longer than as many in fours and threes.
+                    7 | 8 | 11 => self.rows::<S, 4>(simd, row, columns.clone()),
+                    rest if rest >= ROWS => self.rows::<S, ROWS>(simd, row, columns.clone()),
+                    rest if rest >= 6 => self.rows::<S, 6>(simd, row, columns.clone()),
+                    4 | 5 => self.rows::<S, 4>(simd, row, columns.clone()),
+                    3 => self.rows::<S, 3>(simd, row, columns.clone()),
+                    2 => self.rows::<S, 2>(simd, row, columns.clone()),
+                    _ => self.rows::<S, 1>(simd, row, columns.clone()),
+                };
+            }
         }
     }
 
+    /// Some columns of `M` rows. Returns `M`.
     #[inline(always)]
-    fn columns<S: Simd, const ROWS: usize, const N: usize>(&mut self, simd: S, column: usize) {
-        let m = self.extents[0];
-        let mut row = 0;
-        while row + ROWS <= m {
-            self.tile::<S, ROWS, N>(simd, row, column);
-            row += ROWS;
+    fn rows<S: Simd, const M: usize>(&mut self, simd: S, row: usize, columns: Range<usize>) -> usize {
+        let mut column = columns.start;
+        while column + 2 * S::F32_LANES <= columns.end {
+            self.tile::<S, M, 2>(simd, row, column);
+            column += 2 * S::F32_LANES;
         }
-        while row + 4 <= m {
-            self.tile::<S, 4, N>(simd, row, column);
-            row += 4;
+        while column < columns.end {
+            self.tile::<S, M, 1>(simd, row, column);
+            column += S::F32_LANES;
         }
-        while row < m {
-            self.tile::<S, 1, N>(simd, row, column);
-            row += 1;
-        }
+        M
     }
 
     /// `M` rows and `N` registers of columns, summed in registers.
@@ -166,7 +174,12 @@ impl Product<'_> {
                 let terms = self.left.terms(end - at);
                 // SAFETY: `run` asserted that A and B have all of `k`, A with `m` rows and B with `n` columns;
                 // `row + M <= m`, `column + N · lanes <= n`, and a panel has all its columns behind each other.
-                unsafe { add::<S, M, N>(simd, &mut sums, self.left.at(m, row, at), right, terms) };
+                unsafe {
+                    match self.left.at(m, row, at) {
+                        (left, GROUP, step) => add::<S, M, N, GROUP>(simd, &mut sums, (left, step), right, terms),
+                        (left, _, step) => add::<S, M, N, 1>(simd, &mut sums, (left, step), right, terms),
+                    }
+                };
                 at += terms;
             }
             let into = match self.into {
@@ -188,35 +201,54 @@ impl Product<'_> {
         column: usize,
         into: Into<'_>,
     ) {
-        unrolled!(M, I => {
-            let c = &mut self.c[(row + I) * self.stride + column..][..N * S::F32_LANES];
-            let (c, _) = S::as_mut_simd_f32s(c);
-            for j in 0..N {
-                let sum = sums[I][j];
-                c[j] = match into {
-                    Into::Scaled(scale) | Into::ScaledRuns(scale) => simd.mul_f32s(sum, simd.splat_f32s(scale)),
-                    Into::Added(scale) => simd.mul_add_e_f32s(sum, simd.splat_f32s(scale), c[j]),
-                    Into::Rescaled(factors) => {
-                        let (factors, _) = S::as_simd_f32s(&factors[column..]);
-                        simd.mul_add_e_f32s(factors[j], c[j], sum)
-                    }
-                };
+        let c = self.c[row * self.stride + column..].as_mut_ptr();
+        let at = |i: usize, j: usize| c.wrapping_add(i * self.stride + j * S::F32_LANES).cast::<S::f32s>();
+        // SAFETY: `run` asserted that C has `m` rows of `n` columns, of which these are some, and as many factors.
+        unsafe {
+            match into {
+                Into::Scaled(scale) | Into::ScaledRuns(scale) => {
+                    let scale = simd.splat_f32s(scale);
+                    unrolled!(M, I => {
+                        for j in 0..N {
+                            at(I, j).write_unaligned(simd.mul_f32s(sums[I][j], scale));
+                        }
+                    });
+                }
+                Into::Added(scale) => {
+                    let scale = simd.splat_f32s(scale);
+                    unrolled!(M, I => {
+                        for j in 0..N {
+                            let c = at(I, j);
+                            c.write_unaligned(simd.mul_add_e_f32s(sums[I][j], scale, c.read_unaligned()));
+                        }
+                    });
+                }
+                Into::Rescaled(factors) => {
+                    let factors = factors[column..].as_ptr().cast::<S::f32s>();
+                    let factors: [S::f32s; N] = std::array::from_fn(|j| factors.add(j).read_unaligned());
+                    unrolled!(M, I => {
+                        for j in 0..N {
+                            let c = at(I, j);
+                            c.write_unaligned(simd.mul_add_e_f32s(factors[j], c.read_unaligned(), sums[I][j]));
+                        }
+                    });
+                }
             }
-        });
+        }
     }
 }
 
-/// `sums[i][j] += Σ A[i, k] B[k, j]` over `terms` of k. Elements of A are `row_step` apart down a column; the other steps are
-/// what lies between one k and the next.
+/// `sums[i][j] += Σ A[i, k] B[k, j]` over `terms` of k. Elements of A are `ROW_STEP` apart down a column, a constant so that it
+/// costs no instruction; the other steps are what lies between one k and the next.
 ///
 /// # Safety
-/// From `left` on there are `M` elements `row_step` apart, from `right` on `N` registers of elements, and the same at each of
+/// From `left` on there are `M` elements `ROW_STEP` apart, from `right` on `N` registers of elements, and the same at each of
 /// the following `terms - 1` steps.
 #[inline(always)]
-unsafe fn add<S: Simd, const M: usize, const N: usize>(
+unsafe fn add<S: Simd, const M: usize, const N: usize, const ROW_STEP: usize>(
     simd: S,
     sums: &mut [[S::f32s; N]; M],
-    (mut left, row_step, left_step): (*const f32, usize, usize),
+    (mut left, left_step): (*const f32, usize),
     (mut right, right_step): (*const f32, usize),
     terms: usize,
 ) {
@@ -226,7 +258,7 @@ unsafe fn add<S: Simd, const M: usize, const N: usize>(
             std::array::from_fn(|j| unsafe { right.add(j * S::F32_LANES).cast::<S::f32s>().read_unaligned() });
         unrolled!(M, I => {
             // SAFETY: the caller's promise.
-            let a = simd.splat_f32s(unsafe { *left.add(I * row_step) });
+            let a = simd.splat_f32s(unsafe { *left.add(I * ROW_STEP) });
             for j in 0..N {
                 sums[I][j] = simd.mul_add_e_f32s(a, b[j], sums[I][j]);
             }
@@ -263,14 +295,13 @@ pub(super) mod tests {
             .map(|at| (at / GROUP / m * GROUP + at % GROUP, at / GROUP % m))
             .map(|(x, i)| if x < k { of(i, x) } else { nan })
             .collect();
-        let rows: Vec<E> = (0..m * k).map(|at| of(at / k, at % k)).collect();
         let transposed: Vec<E> = (0..m * k).map(|at| of(at % m, at / m)).collect();
         let column = |j: usize, x: usize| &b[j * terms + x * E::NUMBERS..][..E::NUMBERS];
         let right: Vec<E> = (0..k * n).map(|at| element(column(at % n, at / n))).collect();
         let factors = integers(n, 11);
         let exact = |i: usize, j: usize| (0..terms).map(|x| a[i * terms + x] * b[j * terms + x]).sum::<f32>();
         let runs = in_runs.then_some(Into::ScaledRuns(2.0));
-        for left in [Left::Panels(&panels), Left::Rows(&rows, k), Left::Transposed(&transposed, m)] {
+        for left in [Left::Panels(&panels), Left::Transposed(&transposed, m)] {
             for into in [Into::Scaled(2.0), Into::Added(4.0), Into::Rescaled(&factors)].into_iter().chain(runs) {
                 let mut got = c.clone();
                 let (c_of, extents) = (&mut got, [m, n, k]);

@@ -57,6 +57,7 @@ impl Work<'_> {
         let Work { pass, rows, n, s, layout } = *self;
         let Pass { problem, inputs, block_q, block_kv, .. } = *pass;
         let (segment, bound) = (&problem.branches[n].segments[s], &inputs.branches[n].segments[s]);
+        let number = problem.branches[n].first_segment + s;
         let [batch, heads, seq_q, seq_kv] = layout.extents;
         let all_queries = seq_q != problem.seq_q;
         let all_keys = seq_kv != segment.seq_kv;
@@ -70,7 +71,7 @@ impl Work<'_> {
                 let rows = &rows.of(n, [b, h, block])[..queries.rows];
                 tiles.load_queries::<T>(pass, &queries);
                 for start in starts.clone().map(|tile| tile * block_kv) {
-                    let Some(keys) = Keys::seen(&queries, (s, segment, bound), start, block_kv) else { continue };
+                    let Some(keys) = Keys::seen(&queries, (number, segment, bound), start, block_kv) else { continue };
                     tiles.load_keys::<T>(pass, &keys, true);
                     tiles.products::<T>(&queries, &keys, true);
                     tiles.differentiate(rows, (&queries, &keys), false, true);

@@ -109,11 +109,11 @@ impl<T: Float> Work<'_, T> {
         let branch = &pass.inputs.branches[request.branch];
         let (segment, bound) =
             (&pass.problem.branches[request.branch].segments[request.segment], &branch.segments[request.segment]);
+        let number = pass.problem.branches[request.branch].first_segment + request.segment;
         let rows_of_tile = pass.block_kv.min(segment.seq_kv);
         let (dk, dv) = sums.split_at_mut(rows_of_tile * self.dk_width());
         let values = request.dk.is_some();
 
-        let mut loaded = None;
         for index in blocks {
             let (b, h) = (entries.start + index / self.blocks / group, kv_head * group + index / self.blocks % group);
             let block = index % self.blocks;
@@ -121,13 +121,10 @@ impl<T: Float> Work<'_, T> {
                 continue;
             }
             let queries = Queries::block(pass.problem, [b, h, block], pass.block_q);
-            let Some(keys) = Keys::seen(&queries, (request.segment, segment, bound), start, pass.block_kv) else {
+            let Some(keys) = Keys::seen(&queries, (number, segment, bound), start, pass.block_kv) else {
                 continue;
             };
-            if loaded != Some(b) {
-                tiles.load_keys::<T>(pass, &keys, values);
-                loaded = Some(b);
-            }
+            tiles.load_keys::<T>(pass, &keys, values);
             let rows = &rows.of(request.branch, [b, h, block])[..queries.rows];
             tiles.load_queries::<T>(pass, &queries);
             tiles.products::<T>(&queries, &keys, values);

@@ -186,8 +186,7 @@ impl<T: Float> Block<'_, T> {
         let Scratch { tiles, dq, .. } = scratch;
         let with_dq = wanted.find(Gradient::Q).is_some();
         for keys in pass.tiles(n, &queries) {
-            let number = pass.problem.branches[n].first_segment + keys.index;
-            let [dk, dv] = [Gradient::K(number), Gradient::V(number)]
+            let [dk, dv] = [Gradient::K(keys.number), Gradient::V(keys.number)]
                 .map(|gradient| division.rows(gradient, [queries.b, queries.h], keys.start, keys.columns));
             let values = with_dq || dk.is_some();
             if !values && dv.is_none() {

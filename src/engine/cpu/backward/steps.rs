@@ -51,14 +51,14 @@ impl WithSimd for Add<'_> {
             match self.dout_v {
                 Some(dout_v) => {
                     let (dout_v, _) = S::as_simd_f32s(dout_v);
-                    for (p, dout_v) in p.iter().zip(dout_v).skip(j).step_by(registers) {
-                        sum = sum.plus(simd, *p, one);
-                        dout_o = dout_o.plus(simd, *p, *dout_v);
+                    for (p, dout_v) in p.chunks_exact(registers).zip(dout_v.chunks_exact(registers)) {
+                        sum = sum.plus(simd, p[j], one);
+                        dout_o = dout_o.plus(simd, p[j], dout_v[j]);
                     }
                 }
                 None => {
-                    for p in p.iter().skip(j).step_by(registers) {
-                        sum = sum.plus(simd, *p, one);
+                    for p in p.chunks_exact(registers) {
+                        sum = sum.plus(simd, p[j], one);
                     }
                 }
             }
@@ -167,7 +167,8 @@ impl Differentiate<'_> {
         for j in 0..registers {
             let State { max, factor, weight, delta: [high, low] } = self.state;
             let [max, factor, weight, high, low] = [max, factor, weight, high, low].map(|lanes| of(lanes, j));
-            for (p, ds) in p.iter_mut().zip(&mut *ds).skip(j).step_by(registers) {
+            for (p, ds) in p.chunks_exact_mut(registers).zip(ds.chunks_exact_mut(registers)) {
+                let (p, ds) = (&mut p[j], &mut ds[j]);
                 let e = if STEPPED { *p } else { exp::<S>(simd, simd.sub_f32s(*p, max)) };
                 let probability = simd.mul_f32s(e, factor);
                 if VALUES {

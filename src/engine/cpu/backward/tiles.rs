@@ -10,8 +10,8 @@ use crate::engine::cpu::logits::{Keys, Queries};
 use crate::engine::cpu::pack::to_lanes;
 use crate::engine::cpu::product::{Into, Left, Product};
 use crate::engine::cpu::softmax::OnlineSoftmax;
-use crate::plan::cpu::{GROUP, padded};
-use crate::problem::{DType, Float};
+use crate::plan::cpu::{GROUP, kept_tiles, padded};
+use crate::problem::Float;
 use pulp::Arch;
 use std::ops::Range;
 
@@ -24,16 +24,27 @@ pub(super) struct Tiles {
     q_rows: Vec<f32>,
     /// `[block_q, padded value_dim]`
     pub(super) dout_rows: Vec<f32>,
-    /// `[block_kv, padded head_dim]`
-    k: Vec<f32>,
-    /// `[block_kv, padded value_dim]`
-    v: Vec<f32>,
+    /// Keys and values of tiles that blocks come back to.
+    kept: Vec<Kept>,
+    /// Which of them are the present ones.
+    present: usize,
     /// Logits, then their exponentials, then `w P`: `[groups, columns, GROUP]`.
     p: Vec<f32>,
     /// `dout · v`, then `dS`, then `dz`: `[groups, columns, GROUP]`.
     ds: Vec<f32>,
     /// Derivative of the softcap: `[groups, columns, GROUP]`, empty without one.
     slopes: Vec<f32>,
+}
+
+/// Keys and values of one tile.
+struct Kept {
+    /// Number of the segment, batch entry, head, first key and number of keys.
+    place: [usize; 5],
+    /// In panels: `[ceil(head_dim / GROUP), columns, GROUP]`.
+    k: Vec<f32>,
+    /// In panels: `[ceil(value_dim / GROUP), columns, GROUP]`.
+    v: Vec<f32>,
+    has_values: bool,
 }
 
 /// The groups of a block that see a tile of keys: they follow each other, since both ends of a row's keys grow with the row.
@@ -52,8 +63,15 @@ impl Tiles {
             dout: vec![0.0; block_q * value_dim],
             q_rows: vec![0.0; block_q * padded(head_dim)],
             dout_rows: vec![0.0; block_q * padded(value_dim)],
-            k: vec![0.0; block_kv * padded(head_dim)],
-            v: vec![0.0; block_kv * padded(value_dim)],
+            kept: (0..kept_tiles(problem, block_kv))
+                .map(|_| Kept {
+                    place: [usize::MAX; 5],
+                    k: vec![0.0; block_kv * head_dim.next_multiple_of(GROUP)],
+                    v: vec![0.0; block_kv * value_dim.next_multiple_of(GROUP)],
+                    has_values: false,
+                })
+                .collect(),
+            present: 0,
             p: vec![0.0; scores],
             ds: vec![0.0; scores],
             slopes: vec![0.0; if problem.softcap.is_some() { scores } else { 0 }],
@@ -75,11 +93,21 @@ impl Tiles {
         }
     }
 
-    /// Loads keys and, if `ds` is to follow, values.
+    /// Loads keys and, if `ds` is to follow, values, unless they are there.
     pub(super) fn load_keys<T: Float>(&mut self, pass: &Pass<'_>, keys: &Keys<'_>, values: bool) {
-        keys.load::<T>(&keys.bound.k, &mut self.k, pass.problem.head_dim);
-        if values {
-            keys.load::<T>(&keys.bound.v, &mut self.v, pass.problem.value_dim);
+        let Keys { number, b, head, start, columns, .. } = *keys;
+        let before: usize = pass.problem.seq_kv().take(number).map(|seq_kv| seq_kv.div_ceil(pass.block_kv)).sum();
+        // The first ones have a place of their own, those for which there is none left the last.
+        self.present = (before + start / pass.block_kv).min(self.kept.len() - 1);
+        let kept = &mut self.kept[self.present];
+        let place = [number, b, head, start, columns];
+        if kept.place != place {
+            keys.load_panels::<T, f32>(&keys.bound.k, &mut kept.k, pass.problem.head_dim);
+            (kept.place, kept.has_values) = (place, false);
+        }
+        if values && !kept.has_values {
+            keys.load_panels::<T, f32>(&keys.bound.v, &mut kept.v, pass.problem.value_dim);
+            kept.has_values = true;
         }
     }
 
@@ -87,21 +115,21 @@ impl Tiles {
     pub(super) fn products<T: Float>(&mut self, queries: &Queries<'_>, keys: &Keys<'_>, values: bool) {
         let (head_dim, value_dim) = (queries.problem.head_dim, queries.problem.value_dim);
         let panel = keys.columns * GROUP;
+        let Kept { k, v, .. } = &self.kept[self.present];
         let seeing = seeing(queries, keys);
         for (g, group) in queries.groups().filter(|(g, _)| seeing.contains(g)) {
             let slopes = (!self.slopes.is_empty()).then(|| &mut self.slopes[g * panel..][..panel]);
             let q = &self.q[g * head_dim * GROUP..][..head_dim * GROUP];
-            let k = Left::Rows(self.k.as_slice(), padded(head_dim));
             group.lane_logits::<T, f32>(keys, (q, k), &mut self.p[g * panel..][..panel], slopes);
             if values {
                 Product {
-                    left: Left::Rows(&self.v, padded(value_dim)),
+                    left: Left::Panels(v),
                     right: &self.dout[g * value_dim * GROUP..],
                     right_stride: GROUP,
                     c: &mut self.ds[g * panel..][..panel],
                     stride: GROUP,
                     extents: [keys.columns, GROUP, value_dim],
-                    into: if T::DTYPE == DType::F32 { Into::ScaledRuns(1.0) } else { Into::Scaled(1.0) },
+                    into: Into::Scaled(1.0),
                 }
                 .run();
             }
@@ -161,16 +189,19 @@ impl Tiles {
     pub(super) fn add_dq(&self, dq: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
         let width = queries.problem.head_dim;
         for g in seeing(queries, keys) {
-            Product {
-                left: Left::Transposed(&self.k, padded(width)),
-                right: &self.ds[g * keys.columns * GROUP..],
-                right_stride: GROUP,
-                c: &mut dq[g * width * GROUP..][..width * GROUP],
-                stride: GROUP,
-                extents: [width, GROUP, keys.columns],
-                into: Into::Added(1.0),
+            let panels = self.kept[self.present].k.chunks(keys.columns * GROUP);
+            for (k, dq) in panels.zip(dq[g * width * GROUP..][..width * GROUP].chunks_mut(GROUP * GROUP)) {
+                Product {
+                    left: Left::Transposed(k, GROUP),
+                    right: &self.ds[g * keys.columns * GROUP..],
+                    right_stride: GROUP,
+                    stride: GROUP,
+                    extents: [dq.len() / GROUP, GROUP, keys.columns],
+                    c: dq,
+                    into: Into::Added(1.0),
+                }
+                .run();
             }
-            .run();
         }
     }
 
