@@ -47,24 +47,30 @@ impl WithSimd for Step<'_> {
         let (corrections, _) = S::as_mut_simd_f32s(self.correction);
         let registers = const { GROUP / S::F32_LANES };
         for j in 0..registers {
-            let mut max = [simd.splat_f32s(f32::NEG_INFINITY); PARTIAL];
-            for rows in logits.chunks(PARTIAL * registers) {
-                for (max, row) in max.iter_mut().zip(rows.chunks_exact(registers)) {
-                    // The order matters on x86: of a NaN and a number this takes the number, which NaN must not hide.
-                    *max = simd.max_f32s(row[j], *max);
+            let mut max = [simd.splat_f32s(f32::NEG_INFINITY); 4];
+            let rows = logits.chunks_exact(4 * registers);
+            for row in rows.remainder().chunks_exact(registers) {
+                // The order matters on x86: of a NaN and a number this takes the number, which NaN must not hide.
+                max[0] = simd.max_f32s(row[j], max[0]);
+            }
+            for rows in rows {
+                for (i, max) in max.iter_mut().enumerate() {
+                    *max = simd.max_f32s(rows[i * registers + j], *max);
                 }
             }
             let max = max.into_iter().fold(maxima[j], |a, b| simd.max_f32s(a, b));
             let reference = finite::<S>(simd, max);
-            let mut sum = [simd.splat_f32s(0.0); PARTIAL];
-            for rows in logits.chunks_mut(PARTIAL * registers) {
-                for (sum, row) in sum.iter_mut().zip(rows.chunks_exact_mut(registers)) {
-                    let p = exp::<S>(simd, simd.sub_f32s(row[j], reference));
-                    *sum = simd.add_f32s(*sum, p);
-                    row[j] = p;
-                }
+            // Two sums, not more: the constants of `exp` take the registers.
+            let mut sum = [simd.splat_f32s(0.0); 2];
+            let mut rows = logits.chunks_exact_mut(2 * registers);
+            for rows in &mut rows {
+                sum[0] = add_exp(simd, &mut rows[j], reference, sum[0]);
+                sum[1] = add_exp(simd, &mut rows[registers + j], reference, sum[1]);
             }
-            let sum = simd.add_f32s(simd.add_f32s(sum[0], sum[1]), simd.add_f32s(sum[2], sum[3]));
+            if let Some(last) = rows.into_remainder().get_mut(j) {
+                sum[0] = add_exp(simd, last, reference, sum[0]);
+            }
+            let sum = simd.add_f32s(sum[0], sum[1]);
             let correction = exp::<S>(simd, simd.sub_f32s(maxima[j], reference));
             sums[j] = simd.mul_add_e_f32s(sums[j], correction, sum);
             maxima[j] = max;
@@ -73,8 +79,12 @@ impl WithSimd for Step<'_> {
     }
 }
 
-/// Independent partial results, so that no operation waits for the one before.
-const PARTIAL: usize = 4;
+/// Replaces `s` by `exp(s - max)` and returns `sum` with it.
+#[inline(always)]
+fn add_exp<S: Simd>(simd: S, s: &mut S::f32s, max: S::f32s, sum: S::f32s) -> S::f32s {
+    *s = exp::<S>(simd, simd.sub_f32s(*s, max));
+    simd.add_f32s(sum, *s)
+}
 
 /// Takes -inf, the maximum of no keys, for 0: every logit there is -inf, and so is its difference to 0.
 #[inline(always)]
