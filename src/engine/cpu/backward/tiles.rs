@@ -11,7 +11,7 @@ use crate::engine::cpu::pack::to_lanes;
 use crate::engine::cpu::product::{Into, Left, Product};
 use crate::engine::cpu::softmax::OnlineSoftmax;
 use crate::plan::cpu::{GROUP, kept_tiles, padded};
-use crate::problem::Float;
+use crate::problem::{DType, Float};
 use pulp::Arch;
 use std::ops::Range;
 
@@ -129,7 +129,7 @@ impl Tiles {
                     c: &mut self.ds[g * panel..][..panel],
                     stride: GROUP,
                     extents: [keys.columns, GROUP, value_dim],
-                    into: Into::Scaled(1.0),
+                    into: if T::DTYPE == DType::F32 { Into::ScaledRuns(1.0) } else { Into::Scaled(1.0) },
                 }
                 .run();
             }
