@@ -55,13 +55,13 @@ fn forward(tokens: usize) -> (Plan, usize) {
     peak
 }
 
-/// All its gradients.
-fn backward(tokens: usize) -> (Plan, usize) {
-    let (data, shape) = (numbers(tokens), [1, tokens, 1, WIDTH]);
+/// All its gradients, of some heads.
+fn backward(tokens: usize, heads: usize) -> (Plan, usize) {
+    let (data, shape) = (numbers(tokens * heads), [1, tokens, heads, WIDTH]);
     let x = TensorRef::bshd(&data, shape);
     let attention = Attention::new(x).branch(Branch::new(x, x));
-    let mut tensors =
-        [Gradient::Q, Gradient::K(0), Gradient::V(0)].map(|gradient| (gradient, vec![f16::NAN; tokens * WIDTH]));
+    let mut tensors = [Gradient::Q, Gradient::K(0), Gradient::V(0)]
+        .map(|gradient| (gradient, vec![f16::NAN; tokens * heads * WIDTH]));
     let peak = peak_of(|| {
         let wanted = tensors.iter_mut().map(|(gradient, data)| (*gradient, TensorMut::bshd(data, shape))).collect();
         attention.backward(Engine::Cpu, x, Gradients { wanted }).expect("a legal problem")
@@ -94,15 +94,20 @@ fn scratch_does_not_grow_with_the_sequence() {
     assert_eq!(plan.engine(), Engine::Cpu);
     assert!(DType::F16.size() * 16_384 * 16_384 > 64 << 20, "the buffer that is not there would break the limit");
 
-    let (_, first) = backward(256);
-    let (short_plan, short) = backward(1024);
-    let (plan, long) = backward(8192);
-    println!("backward: {first} bytes at 256 tokens, {short} at 1,024 tokens, {long} at 8,192");
-    println!("planned: {} and {} bytes", short_plan.workspace_bytes(), plan.workspace_bytes());
-    // A few numbers of every row come with the tokens; an Sq×Skv buffer would be 134 MB.
+    let (_, first) = backward(256, 1);
+    let (short_plan, short) = backward(1024, 1);
+    let (plan, long) = backward(8192, 1);
+    let (heads_plan, heads) = backward(1024, 16);
+    println!("backward: {first} bytes at 256 tokens, {short} at 1,024 tokens, {long} at 8,192; {heads} of 16 heads");
+    let planned = [&short_plan, &plan, &heads_plan].map(|plan| plan.workspace_bytes());
+    println!("planned: {planned:?} bytes");
+    // A thread's tiles, and dk and dv of the heads in work, which stop growing at 16 MB where heads are few. A few numbers of
+    // every row come with the tokens; an Sq×Skv buffer would be 134 MB.
     const ROW: usize = 32;
-    assert!(long <= short + short / 4 + ROW * 8192, "{short} at 1,024, {long} at 8,192");
-    for (plan, peak) in [(short_plan, short), (plan, long)] {
+    assert!(long <= (16 << 20) + threads * (4 << 20) + ROW * 8192, "{short} at 1,024, {long} at 8,192");
+    // Naive, the logits of 16 heads would be 67 MB, and their gradient as much.
+    assert!(heads <= threads * (4 << 20) + ROW * 1024 * 16, "{heads} bytes for 16 heads");
+    for (plan, peak) in [(short_plan, short), (plan, long), (heads_plan, heads)] {
         assert_eq!((plan.engine(), plan.direction()), (Engine::Cpu, Direction::Backward));
         let planned = plan.workspace_bytes();
         assert!(peak <= planned + BESIDE_THE_PLAN, "{peak} bytes at the peak, {planned} planned");

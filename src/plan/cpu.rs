@@ -74,10 +74,13 @@ pub(super) fn forward_bytes(problem: &Problem, threads: usize) -> usize {
 const UNIT_TASKS: usize = 16;
 const KEY_TASKS: usize = 32;
 
-/// Numbers of dk and dv that a thread may hold for the heads it works on, and all parts together; and these as a share of the
-/// logits, which a naive computation holds twice.
+/// Numbers of dk and dv that a thread may hold for the heads it works on.
 const SUMS_OF_A_THREAD: usize = 2 << 20;
-const SUMS_OF_PARTS: usize = 16 << 20;
+
+/// Numbers of dk and dv that all parts together may hold: 16 MB, or an eighth of the logits, which a naive computation holds
+/// twice, up to 64 MB.
+const SUMS_OF_PARTS: usize = 4 << 20;
+const MOST_SUMS_OF_PARTS: usize = 16 << 20;
 const LOGITS_TO_SUMS: usize = 8;
 
 /// Numbers of keys and values that a thread of a backward keeps converted, for the blocks that come back to them.
@@ -133,7 +136,7 @@ pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
         entries: 1,
         heads: 1,
         across: heads,
-        units: elements(&[batch, heads]),
+        units: elements(&[batch, heads, blocks.min(1)]),
         parts: blocks.max(1),
         sums: Vec::new(),
         numbers: 0,
@@ -147,7 +150,8 @@ pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
             _ => None,
         })
     };
-    if wanted().any(|(_, group, _)| group == 0) {
+    // Without queries gradients are 0, and may still have entries.
+    if batch == 0 || wanted().any(|(_, group, _)| group == 0) {
         return apart;
     }
     let shared = wanted().any(|(layout, ..)| layout.extents[0] != batch);
@@ -168,9 +172,13 @@ pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
     } else {
         let logits =
             problem.seq_kv().map(|seq_kv| elements(&[batch, heads, seq_q, seq_kv])).fold(0, usize::saturating_add);
-        elements(&[units, parts, numbers]) <= SUMS_OF_PARTS.min(logits / LOGITS_TO_SUMS)
+        elements(&[units, parts, numbers]) <= (logits / LOGITS_TO_SUMS).clamp(SUMS_OF_PARTS, MOST_SUMS_OF_PARTS)
     };
-    if fits { QueryPass { entries, heads: unit_heads, across, units, parts, sums, numbers } } else { apart }
+    if fits && numbers > 0 {
+        QueryPass { entries, heads: unit_heads, across, units, parts, sums, numbers }
+    } else {
+        apart
+    }
 }
 
 impl QueryPass {

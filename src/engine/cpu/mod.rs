@@ -2,7 +2,7 @@
 //!
 //! One task of the forward is a block of queries of one head or, where there are few such blocks, one of the parts into
 //! which their keys are split. Its scratch is a few tiles, whatever the sequence lengths. The backward also keeps a few
-//! numbers of every row.
+//! numbers of every row, and dk and dv of the heads in work.
 
 mod backward;
 #[cfg(target_arch = "x86_64")]
