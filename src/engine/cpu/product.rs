@@ -21,7 +21,6 @@ macro_rules! unrolled {
         }
     )*};
 }
-#[cfg(target_arch = "x86_64")]
 pub(super) use unrolled;
 
 /// The left matrix `A[m, k]`.

@@ -28,6 +28,23 @@ impl OnlineSoftmax {
         self.max = max;
         correction
     }
+
+    /// The state after the keys of both.
+    pub(super) fn join(self, other: Self) -> Self {
+        let joined = OnlineSoftmax { max: self.max.max(other.max), sum: 0.0 };
+        OnlineSoftmax { sum: self.sum * joined.factor(self) + other.sum * joined.factor(other), ..joined }
+    }
+
+    /// What a sum of `part`, one of the joined, is multiplied by.
+    pub(super) fn factor(self, part: Self) -> f32 {
+        // A part that has seen no key has its maximum at -inf, and a difference of infinities is no number.
+        if self.max == part.max { 1.0 } else { (part.max - self.max).exp() }
+    }
+
+    /// Natural logarithm of the denominator, -inf without any key.
+    pub(super) fn lse(self) -> f32 {
+        if self.sum == 0.0 { f32::NEG_INFINITY } else { self.max + self.sum.ln() }
+    }
 }
 
 /// Independent partial results, for the compiler to keep in one vector register.
