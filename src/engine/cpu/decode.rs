@@ -311,16 +311,14 @@ impl<T: Widen> Logits<'_, T> {
         let q: [&[f32]; M] = std::array::from_fn(|i| &self.q[(r + i) * stride..][..stride]);
         let mut sums = [[simd.splat_f32s(0.0); K]; M];
         let mut d = 0;
-        while d < width {
-            let k = registers::<T, S, K>(simd, &k, d);
-            unrolled!(M, I => {
-                // SAFETY: a row of q has whole registers.
-                let q = unsafe { f32::load(simd, q[I][d..].as_ptr()) };
-                for j in 0..K {
-                    sums[I][j] = simd.mul_add_e_f32s(q, k[j], sums[I][j]);
-                }
-            });
+        while d + S::F32_LANES <= width {
+            // SAFETY: a row of keys has `width` elements.
+            let k = unsafe { registers::<T, S, K>(simd, &k, d) };
+            add_products::<S, M, K>(simd, &mut sums, &q, d, k);
             d += S::F32_LANES;
+        }
+        if d < width {
+            add_products::<S, M, K>(simd, &mut sums, &q, d, ends::<T, S, K>(simd, &k, d));
         }
         for (i, sums) in sums.iter().enumerate() {
             for (j, &sum) in sums.iter().enumerate() {
@@ -375,31 +373,74 @@ impl<T: Widen> Results<'_, T> {
         let p: [[S::f32s; K]; M] = std::array::from_fn(|i| std::array::from_fn(|j| p(i, j)));
         let tile = &mut self.tile[r * stride..][..M * stride];
         let mut d = 0;
-        while d < width {
-            let v = registers::<T, S, K>(simd, &v, d);
-            unrolled!(M, I => {
-                let tile = &mut S::as_mut_simd_f32s(&mut tile[I * stride + d..][..S::F32_LANES]).0[0];
-                let mut sum = *tile;
-                for j in 0..K {
-                    sum = simd.mul_add_e_f32s(p[I][j], v[j], sum);
-                }
-                *tile = sum;
-            });
+        while d + S::F32_LANES <= width {
+            // SAFETY: a row of values has `width` elements.
+            let v = unsafe { registers::<T, S, K>(simd, &v, d) };
+            add_weighted::<S, M, K>(simd, &mut tile[d..], stride, &p, v);
             d += S::F32_LANES;
+        }
+        if d < width {
+            add_weighted::<S, M, K>(simd, &mut tile[d..], stride, &p, ends::<T, S, K>(simd, &v, d));
         }
     }
 }
 
-/// The register from element `d` on of each row, with zeros behind its end.
+/// The registers of the elements of some rows from `d` on.
+///
+/// # Safety
+/// Each row has as many, and [`Widen::dispatch`] runs the operation.
 #[inline(always)]
-fn registers<T: Widen, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K], d: usize) -> [S::f32s; K] {
+unsafe fn registers<T: Widen, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K], d: usize) -> [S::f32s; K] {
     let mut registers = [simd.splat_f32s(0.0); K];
     unrolled!(K, J => {
-        registers[J] = match rows[J][d..].get(..S::F32_LANES) {
-            // SAFETY: so many elements are there, and `dispatch` runs the operations.
-            Some(whole) => unsafe { T::load(simd, whole.as_ptr()) },
-            None => load_part::<T, S>(&rows[J][d..]),
-        };
+        // SAFETY: the caller's promise.
+        registers[J] = unsafe { T::load(simd, rows[J].as_ptr().add(d)) };
     });
     registers
+}
+
+/// The same where the rows end, with zeros behind them.
+#[inline(always)]
+fn ends<T: Widen, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K], d: usize) -> [S::f32s; K] {
+    let mut registers = [simd.splat_f32s(0.0); K];
+    for (register, row) in registers.iter_mut().zip(rows) {
+        *register = load_part::<T, S>(&row[d..]);
+    }
+    registers
+}
+
+/// `sums[i][j] += q[i][d..] · k[j]`, lane by lane.
+#[inline(always)]
+fn add_products<S: Simd, const M: usize, const K: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; K]; M],
+    q: &[&[f32]; M],
+    d: usize,
+    k: [S::f32s; K],
+) {
+    unrolled!(M, I => {
+        let q = S::as_simd_f32s(&q[I][d..][..S::F32_LANES]).0[0];
+        for j in 0..K {
+            sums[I][j] = simd.mul_add_e_f32s(q, k[j], sums[I][j]);
+        }
+    });
+}
+
+/// `tile[i] += Σ_j p[i][j] · v[j]`, lane by lane, at the start of rows `stride` apart.
+#[inline(always)]
+fn add_weighted<S: Simd, const M: usize, const K: usize>(
+    simd: S,
+    tile: &mut [f32],
+    stride: usize,
+    p: &[[S::f32s; K]; M],
+    v: [S::f32s; K],
+) {
+    unrolled!(M, I => {
+        let tile = &mut S::as_mut_simd_f32s(&mut tile[I * stride..][..S::F32_LANES]).0[0];
+        let mut sum = *tile;
+        for j in 0..K {
+            sum = simd.mul_add_e_f32s(p[I][j], v[j], sum);
+        }
+        *tile = sum;
+    });
 }
