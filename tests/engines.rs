@@ -127,6 +127,23 @@ fn a_gate_of_zero_is_no_branch() {
 }
 
 #[test]
+fn a_long_branch_behind_a_gate_of_zero_splits_no_other() {
+    // So few queries that keys are split, into parts that must not depend on the closed branch.
+    for queries in [1, 40] {
+        let with = Case::decoupled("zero", DType::F32, [1, queries, 4, 40], 700, &[3000, 20])
+            .kv_heads(0, 1)
+            .gate(1, GateCase::Scalar(0.0));
+        let data = Data::new(&with, 4);
+        let closed = data.run(Engine::Cpu).0;
+        let mut without = data.attention();
+        without.branches.remove(1);
+        let (mut out, _) = data.outputs();
+        without.forward(Engine::Cpu, out.view_mut()).expect("a legal problem");
+        assert_eq!(bits(&closed), bits(&out), "{queries} queries");
+    }
+}
+
+#[test]
 fn accumulating_adds_before_the_rounding() {
     for engine in engines(Direction::Forward).into_iter().chain([Engine::Reference]) {
         for dtype in [DType::F16, DType::BF16, DType::F32] {

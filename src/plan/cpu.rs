@@ -1,7 +1,7 @@
 //! Sizes of the cpu engine: how it splits its work, and the scratch that this takes.
 
 use super::instances::Instance;
-use crate::problem::{List, Problem, elements};
+use crate::problem::{BranchProblem, List, Problem, elements};
 use std::ops::Range;
 
 /// Width of a row of a tile that a matrix product reads a whole register at a time.
@@ -42,12 +42,23 @@ pub(crate) struct Division {
     pub(crate) parts: usize,
 }
 
+/// Parts into which keys are split where blocks of queries alone make so many tasks.
+fn most_parts(tasks: usize) -> usize {
+    TASKS.div_ceil(tasks.max(1))
+}
+
+/// Parts of the keys of one branch, at most. Those of one do not depend on another: a branch of gate 0 shows in no bit.
+pub(crate) fn parts_of(branch: &BranchProblem) -> usize {
+    let longest = branch.segments.iter().map(|segment| segment.seq_kv).max().unwrap_or(0);
+    longest.div_ceil(2 * BLOCK_KV).max(1)
+}
+
 /// Queries are split first, keys where there are few queries and many keys.
 pub(crate) fn division(problem: &Problem, threads: usize) -> Division {
     let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
     let tasks = |block_q: usize| elements(&[batch, heads, seq_q.div_ceil(block_q)]);
     let longest = problem.seq_kv().max().unwrap_or(0);
-    let parts = TASKS.div_ceil(tasks(GROUP).max(1)).min(longest.div_ceil(2 * BLOCK_KV)).max(1);
+    let parts = most_parts(tasks(GROUP)).min(problem.branches.iter().map(parts_of).max().unwrap_or(1));
     let large = |block_q: usize| {
         block_q * (head_dim + 2 * value_dim) > BLOCK_NUMBERS || tasks(block_q) < threads * TASKS_OF_A_THREAD
     };
@@ -68,7 +79,7 @@ const FEW_ROWS: usize = 32;
 pub(crate) struct FewQueries {
     /// Heads of a task, which read the same keys in every segment.
     pub(crate) heads: usize,
-    /// Parts of each branch. Those of one do not depend on another, so that a branch of gate 0 shows in no bit.
+    /// Parts of each branch.
     parts: List<usize>,
 }
 
@@ -78,17 +89,18 @@ impl FewQueries {
         if seq_q == 0 || seq_q > FEW_QUERIES {
             return None;
         }
-        let shared = |heads: usize| {
-            let mut segments = branches.iter().flat_map(|branch| &branch.segments);
-            segments.all(|segment| segment.group.is_multiple_of(heads))
+        let most = heads.min(FEW_ROWS / seq_q);
+        let shared = |branches: &[BranchProblem]| {
+            let groups = |heads: usize| {
+                branches.iter().flat_map(|branch| &branch.segments).all(|segment| segment.group.is_multiple_of(heads))
+            };
+            (1..=most).rev().find(|&shared| heads.is_multiple_of(shared) && groups(shared))
         };
-        let heads_of_a_task = (1..=heads.min(FEW_ROWS / seq_q)).rev().find(|&heads| shared(heads))?;
-        let tasks = elements(&[batch, heads / heads_of_a_task]);
         let parts = branches.iter().map(|branch| {
-            let keys: usize = branch.segments.iter().map(|segment| segment.seq_kv).sum();
-            TASKS.div_ceil(tasks.max(1)).min(keys.div_ceil(2 * BLOCK_KV)).max(1)
+            let tasks = elements(&[batch, heads / shared(std::slice::from_ref(branch))?]);
+            Some(most_parts(tasks).min(parts_of(branch)))
         });
-        Some(FewQueries { heads: heads_of_a_task, parts: parts.collect() })
+        Some(FewQueries { heads: shared(branches)?, parts: parts.collect::<Option<_>>()? })
     }
 
     /// Parts of all branches.

@@ -103,7 +103,7 @@ impl<'a> Task<'a> {
     /// denominator of each row.
     fn attend<T: Widen>(&self, split: &FewQueries, unit: usize, scratch: &mut Scratch, result: &mut [f32]) {
         let Task { problem, inputs, b, heads: [h, end], with_lse } = *self;
-        let (n, [part, parts]) = split.unit(unit);
+        let (n, part) = split.unit(unit);
         if !with_lse && (h..end).all(|h| inputs.branches[n].gate(b, h) == 0.0) {
             return;
         }
@@ -118,14 +118,7 @@ impl<'a> Task<'a> {
 
         // All heads of the task see the same tiles.
         let (branch, segments) = (&problem.branches[n], &inputs.branches[n].segments);
-        let tiles = || self.queries(h).tiles(branch, segments, BLOCK_KV);
-        let own = if parts == 1 {
-            0..usize::MAX
-        } else {
-            let count = tiles().count();
-            part * count / parts..(part + 1) * count / parts
-        };
-        let mut tiles = tiles().take(own.end).skip(own.start).peekable();
+        let mut tiles = self.queries(h).tiles_of_part(branch, segments, BLOCK_KV, part).peekable();
         while let Some(keys) = tiles.next() {
             let k = |keys: &Keys<'a>| Rows::<T>::new(keys, &keys.bound.k, problem.head_dim);
             let values = Rows::<T>::new(&keys, &keys.bound.v, problem.value_dim);

@@ -65,6 +65,25 @@ impl<'a> Queries<'a> {
         })
     }
 
+    /// Those of part `part` of `parts`, each with its share of the tiles; none if there are not so many parts.
+    pub(super) fn tiles_of_part(
+        self,
+        branch: &'a BranchProblem,
+        bound: &'a [SegmentInputs<'a>],
+        block_kv: usize,
+        [part, parts]: [usize; 2],
+    ) -> impl Iterator<Item = Keys<'a>> {
+        let own = match parts {
+            _ if part >= parts => 0..0,
+            1 => 0..usize::MAX,
+            _ => {
+                let count = self.tiles(branch, bound, block_kv).count();
+                part * count / parts..(part + 1) * count / parts
+            }
+        };
+        self.tiles(branch, bound, block_kv).take(own.end).skip(own.start)
+    }
+
     /// The keys that any query of the block may attend to; both ends of a row's keys grow with the row.
     pub(super) fn keys(&self, segment: &SegmentProblem, key_len: usize) -> Range<usize> {
         let row = |r: usize| keys_of_row(segment, self.problem.seq_q, self.first + r, key_len);
