@@ -121,8 +121,9 @@ fn agreeing(inputs: &Inputs, case: &str, bound: f64) -> Vec<(&'static str, Atten
 
 fn cpu(criterion: &mut Criterion) {
     for (name, q, kv_heads, keys) in SHAPES {
-        // What results may differ by: `eager` rounds logits and probabilities to the type as well, f32 sums have their orders.
-        for (dtype, word, bound) in [(DType::F32, "f32", 1e-5), (DType::F16, "f16", 4e-3), (DType::BF16, "bf16", 3e-2)]
+        // What results may differ by: `eager` rounds all that it stores to the type, and in f16 what it sums too; sums of f32
+        // have their orders.
+        for (dtype, word, bound) in [(DType::F32, "f32", 1e-5), (DType::F16, "f16", 3e-2), (DType::BF16, "bf16", 3e-2)]
         {
             let inputs = Inputs::new(dtype, q, kv_heads, keys).expect("tensors");
             let peers = agreeing(&inputs, &format!("{name} {word}"), bound);
