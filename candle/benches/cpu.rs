@@ -3,8 +3,9 @@
 //!
 //! All take `[batch, seq, heads, head_dim]`, the order that projections leave. `eager` is what models write: two products of
 //! matrices and `softmax_last_dim` between; the factor of the logits is put into q, where it costs least. `flash` is candle_nn's
-//! attention for CPUs. Branches are one attention each, multiplied by their scale and added. Their results must agree with ours
-//! before anything is timed. `RAYON_NUM_THREADS` is the number of threads of all; benches/candle_record.py makes a table of it.
+//! attention for CPUs. Branches are one attention each, multiplied by their scale and added. A peer whose result
+//! is not ours is not timed, and one must be. `RAYON_NUM_THREADS` is the number of threads of all;
+//! benches/candle_record.py makes a table of the times.
 
 use candle_core::utils::get_num_threads;
 use candle_core::{DType, Device, Result, Tensor};
@@ -74,7 +75,11 @@ impl Inputs {
 fn eager(q: &Tensor, k: &Tensor, v: &Tensor, scale: f32) -> Result<Tensor> {
     let [k, v] = [by_query_head(k, q)?, by_query_head(v, q)?];
     let q = (q.transpose(1, 2)?.contiguous()? * f64::from(scale))?;
-    softmax_last_dim(&q.matmul(&k.t()?)?)?.matmul(&v)?.transpose(1, 2)?.contiguous()
+    softmax_last_dim(&q.matmul(&k.t()?)?.to_dtype(DType::F32)?)?
+        .to_dtype(q.dtype())?
+        .matmul(&v)?
+        .transpose(1, 2)?
+        .contiguous()
 }
 
 /// `[batch, heads, seq_kv, _]`; candle's products have no groups of heads.
@@ -101,21 +106,24 @@ fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(norm((&a - b.to_dtype(DType::F64)?)?)? / norm(a)?)
 }
 
-/// The peers that take these inputs; those that do not are named.
+/// The peers that take these inputs and agree; the others are named.
 fn agreeing(inputs: &Inputs, case: &str, bound: f64) -> Vec<(&'static str, Attend)> {
     let ours = inputs.ours().expect("ours takes every shape");
     let mut peers: Vec<(&str, Attend)> = vec![("eager", eager), ("flash", flash)];
     peers.retain(|&(peer, attend)| match inputs.theirs(attend) {
         Ok(theirs) => {
             let off = difference(&ours, &theirs).expect("results of one shape");
-            assert!(off <= bound, "{case}: {peer} differs by {off:.1e}");
-            true
+            if off > bound {
+                println!("LEFT OUT: {peer} of {case}: its result differs by {off:.1e} of the norm");
+            }
+            off <= bound
         }
         Err(error) => {
             println!("LEFT OUT: {peer} of {case}: {}", error.to_string().lines().next().unwrap_or_default());
             false
         }
     });
+    assert!(!peers.is_empty(), "{case}: no peer agrees");
     peers
 }
 
