@@ -55,6 +55,17 @@ fn forward(tokens: usize) -> (Plan, usize) {
     peak
 }
 
+/// One query against `tokens`.
+fn decode(tokens: usize) -> (Plan, usize) {
+    let (data, shape) = (numbers(tokens), [1, 1, 1, WIDTH]);
+    let mut out = vec![f16::NAN; WIDTH];
+    let x = TensorRef::bshd(&data, [1, tokens, 1, WIDTH]);
+    let attention = Attention::new(TensorRef::bshd(&data, shape)).branch(Branch::new(x, x));
+    let peak = peak_of(|| attention.forward(Engine::Cpu, TensorMut::bshd(&mut out, shape)).expect("a legal problem"));
+    assert!(out.iter().all(|x| x.is_finite()));
+    peak
+}
+
 /// All its gradients, of some heads.
 fn backward(tokens: usize, heads: usize) -> (Plan, usize) {
     let (data, shape) = (numbers(tokens * heads), [1, tokens, heads, WIDTH]);
@@ -86,7 +97,9 @@ fn scratch_does_not_grow_with_the_sequence() {
     // Blocks of queries grow with the sequence up to a size; the tiles of a thread are then this large, and stay so.
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
     assert!(long <= threads * (512 << 10) + BESIDE_THE_PLAN, "{short} bytes at 1,024 tokens, {long} at 16,384");
-    for (plan, peak) in [(short_plan, short), (plan.clone(), long)] {
+    let (decode_plan, decoded) = decode(16_384);
+    println!("one query: {decoded} bytes against 16,384 keys, {} planned", decode_plan.workspace_bytes());
+    for (plan, peak) in [(short_plan, short), (plan.clone(), long), (decode_plan, decoded)] {
         let planned = plan.workspace_bytes();
         assert!(peak <= planned + BESIDE_THE_PLAN, "{peak} bytes at the peak, {planned} planned");
         assert!(planned <= 2 * peak, "{peak} bytes at the peak, {planned} planned");

@@ -1,7 +1,7 @@
 //! Sizes of the cpu engine: how it splits its work, and the scratch that this takes.
 
 use super::instances::Instance;
-use crate::problem::{Gradient, Problem, Results, SegmentProblem, elements};
+use crate::problem::{BranchProblem, Gradient, List, Problem, Results, SegmentProblem, elements};
 use std::ops::Range;
 
 /// Width of a row of a tile that a matrix product reads a whole register at a time.
@@ -42,12 +42,23 @@ pub(crate) struct Division {
     pub(crate) parts: usize,
 }
 
+/// Parts into which keys are split where blocks of queries alone make so many tasks.
+fn most_parts(tasks: usize) -> usize {
+    TASKS.div_ceil(tasks.max(1))
+}
+
+/// Parts of the keys of one branch, at most. Those of one do not depend on another: a branch of gate 0 shows in no bit.
+pub(crate) fn parts_of(branch: &BranchProblem) -> usize {
+    let longest = branch.segments.iter().map(|segment| segment.seq_kv).max().unwrap_or(0);
+    longest.div_ceil(2 * BLOCK_KV).max(1)
+}
+
 /// Queries are split first, keys where there are few queries and many keys.
 pub(crate) fn division(problem: &Problem, threads: usize) -> Division {
     let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
     let tasks = |block_q: usize| elements(&[batch, heads, seq_q.div_ceil(block_q)]);
     let longest = problem.seq_kv().max().unwrap_or(0);
-    let parts = TASKS.div_ceil(tasks(GROUP).max(1)).min(longest.div_ceil(2 * BLOCK_KV)).max(1);
+    let parts = most_parts(tasks(GROUP)).min(problem.branches.iter().map(parts_of).max().unwrap_or(1));
     let large = |block_q: usize| {
         block_q * (head_dim + 2 * value_dim) > BLOCK_NUMBERS || tasks(block_q) < threads * TASKS_OF_A_THREAD
     };
@@ -58,8 +69,84 @@ pub(crate) fn division(problem: &Problem, threads: usize) -> Division {
     Division { block_q, tasks: tasks(block_q), parts }
 }
 
+/// Queries that are few: more are faster side by side in registers (benches/NOTEBOOK.md).
+const FEW_QUERIES: usize = 8;
+
+/// Rows of a task of few queries, at most: queries times heads.
+const FEW_ROWS: usize = 32;
+
+/// How a forward of few queries is split: into heads that share their keys, and the keys of each branch into parts.
+pub(crate) struct FewQueries {
+    /// Heads of a task, which read the same keys in every segment.
+    pub(crate) heads: usize,
+    /// Parts of each branch.
+    parts: List<usize>,
+}
+
+impl FewQueries {
+    pub(crate) fn of(problem: &Problem) -> Option<Self> {
+        let Problem { batch, heads, seq_q, ref branches, .. } = *problem;
+        if seq_q == 0 || seq_q > FEW_QUERIES {
+            return None;
+        }
+        let most = heads.min(FEW_ROWS / seq_q);
+        let shared = |branches: &[BranchProblem]| {
+            let groups = |heads: usize| {
+                branches.iter().flat_map(|branch| &branch.segments).all(|segment| segment.group.is_multiple_of(heads))
+            };
+            (1..=most).rev().find(|&shared| heads.is_multiple_of(shared) && groups(shared))
+        };
+        let parts = branches.iter().map(|branch| {
+            let tasks = elements(&[batch, heads / shared(std::slice::from_ref(branch))?]);
+            Some(most_parts(tasks).min(parts_of(branch)))
+        });
+        Some(FewQueries { heads: shared(branches)?, parts: parts.collect::<Option<_>>()? })
+    }
+
+    /// Parts of all branches.
+    pub(crate) fn units(&self) -> usize {
+        self.parts.iter().sum()
+    }
+
+    /// The units of branch `n`.
+    pub(crate) fn units_of(&self, n: usize) -> Range<usize> {
+        let start = self.parts[..n].iter().sum();
+        start..start + self.parts[n]
+    }
+
+    /// The branch of a unit, which of its parts it is and of how many.
+    pub(crate) fn unit(&self, unit: usize) -> (usize, [usize; 2]) {
+        let mut part = unit;
+        for (n, &parts) in self.parts.iter().enumerate() {
+            if part < parts {
+                return (n, [part, parts]);
+            }
+            part -= parts;
+        }
+        unreachable!("a unit is one of a branch's parts")
+    }
+
+    /// Numbers that a unit leaves: rows of results, and of each its maximum and denominator.
+    pub(crate) fn unit_numbers(&self, problem: &Problem) -> usize {
+        self.heads * problem.seq_q * (padded(problem.value_dim) + 2)
+    }
+
+    /// The tiles of every thread, and the results of units.
+    fn bytes(&self, problem: &Problem, threads: usize) -> usize {
+        let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
+        let tiles = self.heads * seq_q * (padded(head_dim) + padded(value_dim) + BLOCK_KV + 3);
+        let tasks =
+            if self.units() == problem.branches.len() { threads } else { elements(&[batch, heads / self.heads]) };
+        let results = elements(&[tasks, self.units(), self.unit_numbers(problem)]);
+        tiles.saturating_mul(threads).saturating_add(results).saturating_mul(size_of::<f32>())
+    }
+}
+
 /// The tiles of every thread, and the results of parts.
 pub(super) fn forward_bytes(problem: &Problem, threads: usize) -> usize {
+    if let Some(split) = FewQueries::of(problem) {
+        return split.bytes(problem, threads);
+    }
     let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
     let Division { block_q, tasks, parts } = division(problem, threads);
     let queries = block_q * (head_dim + 2 * value_dim + 2);

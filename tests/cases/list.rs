@@ -14,6 +14,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(masks());
     cases.extend(decoupled());
     cases.extend(layouts());
+    cases.extend(few_queries());
     let mut names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "every case has a name of its own");
@@ -232,5 +233,48 @@ fn layouts() -> Vec<Case> {
                 .layout(layout),
         ]);
     }
+    cases
+}
+
+/// Queries that are few against many keys, as when a text is written token by token.
+fn few_queries() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in FLOATS {
+        cases.extend([
+            Case::plain(format!("decode_{dtype}"), dtype, [1, 1, 8, 64], 1031).kv_heads(0, 2),
+            Case::plain(format!("decode_odd_{dtype}"), dtype, [2, 3, 4, 41], 515).value_dim(27).kv_heads(0, 2),
+            Case::plain(format!("few_queries_{dtype}"), dtype, [2, 7, 6, 40], 700)
+                .value_dim(56)
+                .kv_heads(0, 2)
+                .causal(0, BottomRight),
+        ]);
+    }
+    let layouts = [Layout::Bhsd, Layout::Gaps, Layout::Reversed, Layout::Expanded];
+    for (n, layout) in layouts.into_iter().enumerate() {
+        let dtype = FLOATS[n % 3];
+        let name = format!("{layout:?}").to_lowercase();
+        let case = Case::plain(format!("decode_{name}_{dtype}"), dtype, [2, 1, 4, 72], 390).kv_heads(0, 2);
+        cases.push(case.kv_shared(0).bias(0, F16, [1, 4, 1, 390], Random).layout(layout));
+    }
+    cases.extend([
+        Case::plain("decode_window_bf16", BF16, [2, 1, 4, 128], 900)
+            .kv_heads(0, 1)
+            .window(0, Some(400), None)
+            .softcap(9.0),
+        Case::plain("decode_key_len_f16", F16, [3, 1, 4, 64], 600).kv_heads(0, 2).key_len(0, &[600, 0, 257]),
+        Case::plain("decode_mask_f16", F16, [2, 4, 4, 40], 600).bias(0, Bool, [2, 1, 4, 600], EmptyRows),
+        Case::plain("decode_finite_min_f32", F32, [2, 4, 4, 40], 600).bias(0, F32, [2, 4, 4, 600], FiniteMin),
+        // Pairs of heads are what shares keys in every segment.
+        Case::decoupled("decode_branches_f16", F16, [2, 2, 12, 40], 600, &[300, 20])
+            .join(0, 270)
+            .kv_heads(0, 2)
+            .kv_heads(1, 3)
+            .kv_heads(2, 6)
+            .kv_heads(3, 1)
+            .gate(0, GateCase::PerHead)
+            .gate(1, GateCase::PerBatch(vec![0.0, 0.8]))
+            .region(1, RegionCase::PerHead)
+            .region(2, RegionCase::Growing),
+    ]);
     cases
 }

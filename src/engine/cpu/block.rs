@@ -10,7 +10,7 @@ use super::product::{Into, Left, Product};
 use super::shared::SharedRows;
 use super::softmax::OnlineSoftmax;
 use crate::engine::host::{Inputs, View};
-use crate::plan::cpu::{BLOCK_KV, GROUP, padded};
+use crate::plan::cpu::{BLOCK_KV, GROUP, padded, parts_of};
 use crate::problem::{BranchProblem, Float, Problem};
 
 /// The tiles of one thread, those that products read made of `E`. Where queries are side by side, those of a group are.
@@ -154,9 +154,8 @@ impl<'a> Block<'a> {
         scratch.softmax.fill(OnlineSoftmax::EMPTY);
 
         let segments = &inputs.branches[n].segments;
-        let count = if parts == 1 { 0 } else { queries.tiles(branch, segments, BLOCK_KV).count() };
-        let own = if parts == 1 { 0..usize::MAX } else { part * count / parts..(part + 1) * count / parts };
-        let mut tiles = queries.tiles(branch, segments, BLOCK_KV).take(own.end).skip(own.start).peekable();
+        let part = [part, parts.min(parts_of(branch))];
+        let mut tiles = queries.tiles_of_part(branch, segments, BLOCK_KV, part).peekable();
         while let Some(keys) = tiles.next() {
             let ahead = match tiles.peek() {
                 None if n == 0 => Ahead::after(self, out),

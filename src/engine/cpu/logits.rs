@@ -1,8 +1,9 @@
-//! Which queries of one head meet which keys of one segment.
+//! Which queries of one head meet which keys of one segment, and what their logits become.
 
 use crate::engine::host::{SegmentInputs, View};
 use crate::plan::cpu::padded;
-use crate::problem::{BranchProblem, Causal, Float, Problem, SegmentProblem};
+use crate::problem::{BranchProblem, Causal, DType, Float, Problem, SegmentProblem};
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// Which queries: `rows` of them from `first` on, of one head.
@@ -66,10 +67,46 @@ impl<'a> Queries<'a> {
         })
     }
 
+    /// Those of part `part` of `parts`, each with its share of the tiles; none if there are not so many parts.
+    pub(super) fn tiles_of_part(
+        self,
+        branch: &'a BranchProblem,
+        bound: &'a [SegmentInputs<'a>],
+        block_kv: usize,
+        [part, parts]: [usize; 2],
+    ) -> impl Iterator<Item = Keys<'a>> {
+        let own = match parts {
+            _ if part >= parts => 0..0,
+            1 => 0..usize::MAX,
+            _ => {
+                let count = self.tiles(branch, bound, block_kv).count();
+                part * count / parts..(part + 1) * count / parts
+            }
+        };
+        self.tiles(branch, bound, block_kv).take(own.end).skip(own.start)
+    }
+
     /// The keys that any query of the block may attend to; both ends of a row's keys grow with the row.
     pub(super) fn keys(&self, segment: &SegmentProblem, key_len: usize) -> Range<usize> {
         let row = |r: usize| keys_of_row(segment, self.problem.seq_q, self.first + r, key_len);
         row(0).start..row(self.rows - 1).end.max(row(0).start)
+    }
+
+    /// Equation 1 from `softmax_scale · q k` on: cap, bias and masks, -inf where a query may not attend. Rows of `logits` are
+    /// `stride` apart.
+    pub(super) fn finish_logits(&self, keys: &Keys<'_>, stride: usize, logits: &mut [f32]) {
+        let Queries { problem, b, h, first, rows } = *self;
+        let key_len = keys.bound.key_len(b);
+        for r in 0..rows {
+            let logits = &mut logits[r * stride..][..keys.columns];
+            if let Some(softcap) = problem.softcap {
+                logits.iter_mut().for_each(|s| *s = (*s / softcap).tanh() * softcap);
+            }
+            if let Some(bias) = &keys.bound.bias {
+                add_bias(bias, [b, h, first + r, keys.start], logits);
+            }
+            mask_outside(logits, keys.start, keys_of_row(keys.segment, problem.seq_q, first + r, key_len));
+        }
     }
 }
 
@@ -113,6 +150,39 @@ pub(super) fn keys_of_row(segment: &SegmentProblem, seq_q: usize, i: usize, key_
     }
     // An empty interval keeps its place, so that the ends stay monotone over the rows.
     start.clamp(0, key_len as i64) as usize..end.clamp(0, key_len as i64) as usize
+}
+
+/// Sets logits of keys outside `keys` to -inf; the first logit belongs to key `start`.
+fn mask_outside(logits: &mut [f32], start: usize, keys: Range<usize>) {
+    let before = keys.start.saturating_sub(start).min(logits.len());
+    let until = keys.end.saturating_sub(start).clamp(before, logits.len());
+    logits[..before].fill(f32::NEG_INFINITY);
+    logits[until..].fill(f32::NEG_INFINITY);
+}
+
+/// Adds the bias of the keys that follow `index`, or applies the mask.
+fn add_bias(bias: &View<'_, 4>, index: [usize; 4], logits: &mut [f32]) {
+    let (start, step) = (bias.position(index), bias.last_stride());
+    let at = |c: usize| start.wrapping_add_signed(c as isize * step);
+    match bias.dtype() {
+        DType::F32 => add_each(logits, bias.data::<f32>(), at, |b| b),
+        DType::F16 => add_each(logits, bias.data::<f16>(), at, f16::to_f32),
+        DType::BF16 => add_each(logits, bias.data::<bf16>(), at, bf16::to_f32),
+        DType::Bool | DType::U32 => {
+            let mask = bias.data::<u8>();
+            for (c, s) in logits.iter_mut().enumerate() {
+                if mask[at(c)] == 0 {
+                    *s = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+fn add_each<T: Copy>(logits: &mut [f32], bias: &[T], at: impl Fn(usize) -> usize, widen: impl Fn(T) -> f32) {
+    for (c, s) in logits.iter_mut().enumerate() {
+        *s += widen(bias[at(c)]);
+    }
 }
 
 /// Converts the row of elements that follows `index` in its last dimension.

@@ -1,13 +1,14 @@
 //! The engine for machines without a GPU: tiled, online softmax, all cores, sums in f32.
 //!
 //! One task of the forward is a block of queries of one head or, where there are few such blocks, one of the parts into
-//! which their keys are split. Its scratch is a few tiles, whatever the sequence lengths. The backward also keeps a few
-//! numbers of every row, and dk and dv of the heads in work.
+//! which their keys are split. Few queries go their own way (`decode`). Its scratch is a few tiles, whatever the sequence
+//! lengths. The backward also keeps a few numbers of every row, and dk and dv of the heads in work.
 
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod block;
+mod decode;
 mod element;
 mod group;
 mod logits;
@@ -18,11 +19,12 @@ mod product;
 mod shared;
 mod softmax;
 mod tile;
+mod widen;
 
 pub(crate) use backward::backward;
 
 use super::host::Inputs;
-use crate::plan::cpu::{Division, GROUP, division};
+use crate::plan::cpu::{Division, FewQueries, GROUP, division};
 use crate::problem::{Float, Problem, Results, TensorMut, with_float};
 use block::{Block, Scratch};
 use element::Holds;
@@ -32,11 +34,31 @@ use shared::SharedRows;
 
 /// Runs a forward problem whose tensors are bound; `out` and `lse` are those the problem was made of.
 pub(crate) fn forward(problem: &Problem, inputs: &Inputs<'_>, out: TensorMut<'_>, lse: Option<TensorMut<'_>>) {
+    if let Some(split) = FewQueries::of(problem) {
+        with_float!(problem.dtype, T => {
+            let (out, lse) = shared::<T>(problem, out, lse);
+            decode::forward(problem, inputs, &split, &out, &lse);
+        });
+        return;
+    }
     #[cfg(target_arch = "x86_64")]
     if problem.dtype == crate::problem::DType::BF16 && bf16::is_available() {
         return forward_typed::<half::bf16, bf16::Pair>(problem, inputs, out, lse);
     }
     with_float!(problem.dtype, T => forward_typed::<T, f32>(problem, inputs, out, lse));
+}
+
+/// The outputs, for all threads.
+fn shared<'a, T: Float>(
+    problem: &Problem,
+    out: TensorMut<'a>,
+    lse: Option<TensorMut<'a>>,
+) -> (SharedRows<'a, T>, Option<SharedRows<'a, f32>>) {
+    let Results::Forward { out: out_strides, lse: lse_strides } = problem.results else {
+        unreachable!("the plan's kernel goes forward, so the problem does")
+    };
+    let lse = lse.zip(lse_strides).map(|(lse, strides)| SharedRows::new(lse, strides));
+    (SharedRows::new(out, out_strides), lse)
 }
 
 /// With tensors of `T` and tiles of `E`.
@@ -46,12 +68,7 @@ fn forward_typed<T: Float, E: Holds<T>>(
     out: TensorMut<'_>,
     lse: Option<TensorMut<'_>>,
 ) {
-    let Results::Forward { out: out_strides, lse: lse_strides } = problem.results else {
-        unreachable!("the plan's kernel goes forward, so the problem does")
-    };
-    let out = SharedRows::<T>::new(out, out_strides);
-    let lse = lse.zip(lse_strides).map(|(lse, strides)| SharedRows::<f32>::new(lse, strides));
-
+    let (out, lse) = shared::<T>(problem, out, lse);
     let Division { block_q, tasks, parts } = division(problem, rayon::current_num_threads());
     let (blocks, heads) = (problem.seq_q.div_ceil(block_q), problem.heads);
     let queries = |task: usize| {

@@ -57,7 +57,8 @@ impl<'a, T: Float> Ahead<'a, T> {
 
 /// Fetches the cache lines of `count` elements; a hint, which does nothing on other processors.
 #[cfg(target_arch = "x86_64")]
-fn lines<T>(start: *const T, count: usize) {
+#[inline(always)]
+pub(super) fn lines<T>(start: *const T, count: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for byte in (0..count * size_of::<T>()).step_by(64) {
         // SAFETY: nothing is accessed, whatever the address.
@@ -66,4 +67,4 @@ fn lines<T>(start: *const T, count: usize) {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn lines<T>(_: *const T, _: usize) {}
+pub(super) fn lines<T>(_: *const T, _: usize) {}

@@ -22,7 +22,6 @@ macro_rules! unrolled {
         }
     )*};
 }
-#[cfg(target_arch = "x86_64")]
 pub(super) use unrolled;
 
 /// Numbers of B that stay in a first-level cache of 32 KB while A and C pass by.

@@ -79,6 +79,31 @@ impl WithSimd for Step<'_> {
     }
 }
 
+/// `exp(s - max)` of each logit of one query, in place.
+pub(super) fn exponentials(logits: &mut [f32], max: f32) {
+    Arch::new().dispatch(Exponentials { logits, max });
+}
+
+struct Exponentials<'a> {
+    logits: &'a mut [f32],
+    max: f32,
+}
+
+impl WithSimd for Exponentials<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let max = simd.splat_f32s(self.max);
+        let (whole, rest) = S::as_mut_simd_f32s(self.logits);
+        for s in whole {
+            *s = exp::<S>(simd, simd.sub_f32s(*s, max));
+        }
+        let s = exp::<S>(simd, simd.sub_f32s(simd.partial_load_f32s(rest), max));
+        simd.partial_store_f32s(rest, s);
+    }
+}
+
 /// Replaces `s` by `exp(s - max)` and returns `sum` with it.
 #[inline(always)]
 fn add_exp<S: Simd>(simd: S, s: &mut S::f32s, max: S::f32s, sum: S::f32s) -> S::f32s {
@@ -123,30 +148,15 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 
 #[cfg(test)]
 mod tests {
-    use super::{NEGLIGIBLE, OnlineSoftmax, exp};
+    use super::{NEGLIGIBLE, OnlineSoftmax, exponentials};
     use crate::plan::cpu::GROUP;
-    use pulp::{Arch, Simd, WithSimd};
-
-    struct Exponentials<'a>(&'a mut [f32]);
-
-    impl WithSimd for Exponentials<'_> {
-        type Output = ();
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            let (whole, rest) = S::as_mut_simd_f32s(self.0);
-            whole.iter_mut().for_each(|x| *x = exp::<S>(simd, *x));
-            let x = exp::<S>(simd, simd.partial_load_f32s(rest));
-            simd.partial_store_f32s(rest, x);
-        }
-    }
 
     #[test]
     fn exponentials_are_good_to_one_unit_in_the_last_place() {
         let step = 9e-5;
         let mut x: Vec<f32> = (0..1_000_003).map(|n| (f64::from(NEGLIGIBLE) + step * f64::from(n)) as f32).collect();
         let exact: Vec<f64> = x.iter().map(|&x| f64::from(x).exp()).collect();
-        Arch::new().dispatch(Exponentials(&mut x));
+        exponentials(&mut x, 0.0);
         let units = x.iter().zip(exact).map(|(&got, exact)| {
             let unit = 2f64.powi(exact.log2().floor() as i32 - 23);
             (f64::from(got) - exact).abs() / unit
@@ -158,7 +168,7 @@ mod tests {
     #[test]
     fn exponentials_of_what_is_no_ordinary_number() {
         let mut x = [0.0, -0.0, NEGLIGIBLE * 1.0001, -1e30, f32::MIN, f32::NEG_INFINITY, f32::NAN];
-        Arch::new().dispatch(Exponentials(&mut x));
+        exponentials(&mut x, 0.0);
         assert_eq!(x[..6], [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
         assert!(x[6].is_nan());
     }

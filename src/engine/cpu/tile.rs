@@ -1,9 +1,61 @@
 //! Operations on the rows of tiles: one step of the online softmax, sums.
 
+use super::softmax::exponentials;
 use pulp::Arch;
+
+/// One query's running maximum and denominator (docs/math.md, equations 4 to 6).
+#[derive(Clone, Copy)]
+pub(super) struct OnlineSoftmax {
+    pub(super) max: f32,
+    pub(super) sum: f32,
+}
+
+impl OnlineSoftmax {
+    pub(super) const EMPTY: OnlineSoftmax = OnlineSoftmax { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// Turns logits into unnormalised probabilities in place and returns the factor of everything summed before.
+    pub(super) fn step(&mut self, logits: &mut [f32]) -> f32 {
+        let max = maximum(logits).max(self.max);
+        if max == f32::NEG_INFINITY {
+            // No key so far, or NaN logits: `maximum` passes over NaN, and the result must not.
+            logits.iter_mut().filter(|s| !s.is_nan()).for_each(|s| *s = 0.0);
+            self.sum += sum(logits);
+            return 1.0;
+        }
+        exponentials(logits, max);
+        let correction = (self.max - max).exp();
+        self.sum = self.sum * correction + sum(logits);
+        self.max = max;
+        correction
+    }
+
+    /// The state after the keys of both.
+    pub(super) fn join(self, other: Self) -> Self {
+        let joined = OnlineSoftmax { max: self.max.max(other.max), sum: 0.0 };
+        OnlineSoftmax { sum: self.sum * joined.factor(self) + other.sum * joined.factor(other), ..joined }
+    }
+
+    /// What a sum of `part`, one of the joined, is multiplied by.
+    pub(super) fn factor(self, part: Self) -> f32 {
+        // A part that has seen no key has its maximum at -inf, and a difference of infinities is no number.
+        if self.max == part.max { 1.0 } else { (part.max - self.max).exp() }
+    }
+
+    /// Natural logarithm of the denominator, -inf without any key.
+    pub(super) fn lse(self) -> f32 {
+        if self.sum == 0.0 { f32::NEG_INFINITY } else { self.max + self.sum.ln() }
+    }
+}
 
 /// Independent partial results, for the compiler to keep in one vector register.
 const LANES: usize = 32;
+
+fn maximum(values: &[f32]) -> f32 {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || lanes(values, f32::NEG_INFINITY, |a, b| if b > a { b } else { a }),
+    )
+}
 
 /// `Σ values`.
 pub(super) fn sum(values: &[f32]) -> f32 {
