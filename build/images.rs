@@ -1,9 +1,10 @@
 //! The kernels as a GPU loads them: each row of device code, compiled by nvcc for each target, deflated and embedded.
 //!
-//! A row becomes PTX once, for the architecture that the table names, and machine code for each target from that: written for a
-//! later architecture the PTX differs in the name of that one alone, and compiling it takes as long as ptxas does.
-//! What nvcc writes is kept beside cargo's other products, under a name made of everything it depends on: builds of other
-//! profiles and features find it there, and a changed header compiles anew the kernels that include it and no others.
+//! A row becomes PTX once, for the architecture that the table names, and machine code for each target from that:
+//! written for a later architecture the PTX differs in the name of that one alone, and compiling it takes as long as
+//! ptxas does. What nvcc writes is kept beside cargo's other products, under a name made of everything it depends on:
+//! builds of other profiles and features find it there, and a changed header compiles anew the kernels that include
+//! it and no others.
 
 use super::instances::{INSTANCES, Instance};
 use super::nvcc::{self, Nvcc};
@@ -183,8 +184,8 @@ impl Images {
         Ok(Images { nvcc, kernels: workspace.join("kernels"), generated: out.to_path_buf(), kept, flags })
     }
 
-    /// As many at once as cargo lends tokens for: one comes with this process, every other worker starts when it has its own. Nobody
-    /// waits for one when no work is left: the rest of the build may have them all for minutes.
+    /// As many at once as cargo lends tokens for: one comes with this process, every other worker starts when it has
+    /// its own. Nobody waits for one when no work is left: the rest of the build may have them all for minutes.
     fn compile(&self, jobs: &[Job]) -> Result<Vec<Arm>, String> {
         // SAFETY: the first thing that this process does with file descriptors it inherited.
         let lent = unsafe { jobserver::Client::from_env() };
@@ -258,7 +259,8 @@ impl Images {
         Ok(arms)
     }
 
-    /// All that the images depend on, but for their targets: the compiler, how it is called, the source, and every header it includes.
+    /// All that the images depend on, but for their targets: the compiler, how it is called, the source, and every
+    /// header it includes.
     fn key(&self, unit: &str, architecture: &str) -> Result<u64, String> {
         let mut headers = BTreeMap::new();
         self.headers(unit, &self.kernels, &mut headers)?;

@@ -125,8 +125,8 @@ impl Kernels {
     }
 }
 
-/// Whether clippy is all that looks at the crate. It links nothing, so that nothing has to be compiled for it; cargo keeps what it
-/// builds for clippy apart, and where it should not, runs the script again because of the variable.
+/// Whether clippy is all that looks at the crate. It links nothing, so that nothing has to be compiled for it; cargo
+/// keeps what it builds for clippy apart, and where it should not, runs the script again because of the variable.
 pub fn is_linted() -> bool {
     const WRAPPER: &str = "RUSTC_WORKSPACE_WRAPPER";
     println!("cargo::rerun-if-env-changed={WRAPPER}");
@@ -134,14 +134,14 @@ pub fn is_linted() -> bool {
     Path::new(&wrapper).file_stem().is_some_and(|program| program == "clippy-driver")
 }
 
-/// Lines and what is inlined where: all that a report names, in a quarter of the bytes of full debug information. Not by
-/// `debug_str`, whose `-gdwarf-4` GCC takes for a wish for all of it.
+/// Lines and what is inlined where: all that a report names, in a quarter of the bytes of full debug information. Not
+/// by `debug_str`, whose `-gdwarf-4` GCC takes for a wish for all of it.
 pub fn lines_only(build: &mut cc::Build) {
     build.debug(false).force_frame_pointer(true).flag("-g1");
 }
 
-/// Compiles a static library, unless for clippy. It is on disk once: programs link it from OUT_DIR, the Rust libraries on the
-/// way hold no copy, and its objects go when it is whole.
+/// Compiles a static library, unless for clippy. It is on disk once: programs link it from OUT_DIR, the Rust
+/// libraries on the way hold no copy, and its objects go when it is whole.
 pub fn compile(build: &mut cc::Build, library: &str) {
     if is_linted() {
         return;
