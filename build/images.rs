@@ -1,7 +1,10 @@
 //! The kernels as a GPU loads them: each row of device code, compiled by nvcc for each target, deflated and embedded.
 //!
-//! What nvcc writes is kept beside cargo's other products, under a name made of everything it depends on: builds of other
-//! profiles and features find it there, and a changed header compiles anew the kernels that include it and no others.
+//! A row becomes PTX once, for the architecture that the table names, and machine code for each target from that:
+//! written for a later architecture the PTX differs in the name of that one alone, and compiling it takes as long as
+//! ptxas does. What nvcc writes is kept beside cargo's other products, under a name made of everything it depends on:
+//! builds of other profiles and features find it there, and a changed header compiles anew the kernels that include
+//! it and no others.
 
 use super::instances::{INSTANCES, Instance};
 use super::nvcc::{self, Nvcc};
@@ -15,8 +18,8 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::Instant;
 
 /// A list of targets, `sm_80,compute_80,sm_90a`.
@@ -47,21 +50,14 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
     };
     let targets = targets()?;
     let images = Images::new(workspace, out, nvcc)?;
-    let jobs: Vec<(&Instance, Target)> = INSTANCES
-        .iter()
-        .filter(|row| row.device.is_some())
-        .flat_map(|row| targets.iter().map(move |&target| (row, target)))
-        .filter(|(row, target)| {
-            row.device.as_ref().is_some_and(|code| target.takes(code.compute_capability, code.specific))
-        })
-        .collect();
+    let jobs: Vec<Job> = INSTANCES.iter().filter_map(|row| Job::new(row, &targets)).collect();
     let start = Instant::now();
     let mut arms = images.compile(&jobs)?;
     arms.sort();
     // For the tests: where PTX, machine code and what ptxas says of it are, and how long compiling took.
     let mut list = format!("{:.1} s\n", start.elapsed().as_secs_f64());
-    for (symbol, target, file) in &arms {
-        let _ = writeln!(list, "{symbol} {target} {}", file.with_extension("").display());
+    for Arm { symbol, target, ptx, deflated } in &arms {
+        let _ = writeln!(list, "{symbol}\t{target}\t{}\t{}", ptx.display(), deflated.with_extension("").display());
     }
     write(&out.join("images.list"), &list);
 
@@ -70,9 +66,8 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
     let is_specific = |symbol: &str| {
         INSTANCES.iter().any(|row| row.symbol() == symbol && row.device.as_ref().is_some_and(|code| code.specific))
     };
-    for (symbol, _, file) in arms.iter().filter(|(symbol, ..)| is_specific(symbol)) {
-        let ptx = file.with_extension("ptx").display().to_string();
-        let _ = writeln!(specific, "    ({symbol:?}, include_str!({ptx:?})),");
+    for Arm { symbol, ptx, .. } in arms.iter().filter(|arm| is_specific(&arm.symbol)) {
+        let _ = writeln!(specific, "    ({symbol:?}, include_str!({:?})),", ptx.display().to_string());
     }
     write(&out.join("specific_ptx.rs"), &(specific + "]\n"));
 
@@ -82,12 +77,12 @@ pub fn build(workspace: &Path, out: &Path) -> Result<(), String> {
     let toolkit = format!("Some(Toolkit {{ version: ({major}, {minor}), targets: &[{}] }})", listed.join(", "));
     write(&out.join("toolkit.rs"), &toolkit);
     let mut table = String::from("&[\n");
-    for (symbol, target, file) in arms {
+    for Arm { symbol, target, deflated, .. } in arms {
         let target = Target::parse(&target).map(|target| literal(&target)).unwrap_or_default();
         let _ = writeln!(
             table,
             "    Image {{ symbol: {symbol:?}, target: {target}, deflated: include_bytes!({:?}) }},",
-            file.display().to_string()
+            deflated.display().to_string()
         );
     }
     write(&out.join("images.rs"), &(table + "]\n"));
@@ -148,8 +143,34 @@ struct Images {
     flags: Vec<&'static str>,
 }
 
-/// Symbol, target, file of the deflated image.
-type Arm = (String, String, PathBuf);
+/// A row and what it is compiled for.
+struct Job {
+    row: &'static Instance,
+    /// Of its PTX: `compute_80`, `compute_90a`.
+    architecture: String,
+    targets: Vec<Target>,
+}
+
+impl Job {
+    /// Nothing for a row of the host's, or that no target takes.
+    fn new(row: &'static Instance, targets: &[Target]) -> Option<Job> {
+        let code = row.device.as_ref()?;
+        let form = if code.specific { Form::Specific } else { Form::Ptx };
+        let oldest = Target { capability: code.compute_capability, form };
+        let takes = |target: &Target| target.takes(code.compute_capability, code.specific);
+        let targets: Vec<Target> = targets.iter().copied().filter(takes).collect();
+        (!targets.is_empty()).then(|| Job { row, architecture: oldest.virtual_architecture(), targets })
+    }
+}
+
+/// The image of a row for a target.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Arm {
+    symbol: String,
+    target: String,
+    ptx: PathBuf,
+    deflated: PathBuf,
+}
 
 impl Images {
     fn new(workspace: &Path, out: &Path, nvcc: Nvcc) -> Result<Self, String> {
@@ -163,72 +184,88 @@ impl Images {
         Ok(Images { nvcc, kernels: workspace.join("kernels"), generated: out.to_path_buf(), kept, flags })
     }
 
-    /// As many at once as cargo lends tokens for: one comes with this process, each other worker asks for its own.
-    fn compile(&self, jobs: &[(&Instance, Target)]) -> Result<Vec<Arm>, String> {
+    /// As many at once as cargo lends tokens for: one comes with this process, every other worker starts when it has
+    /// its own. Nobody waits for one when no work is left: the rest of the build may have them all for minutes.
+    fn compile(&self, jobs: &[Job]) -> Result<Vec<Arm>, String> {
         // SAFETY: the first thing that this process does with file descriptors it inherited.
         let lent = unsafe { jobserver::Client::from_env() };
         let workers = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize).min(jobs.len());
         let (next, arms, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-        std::thread::scope(|scope| {
-            for worker in 0..workers {
-                let (lent, next, arms, failures) = (&lent, &next, &arms, &failures);
-                scope.spawn(move || {
-                    loop {
-                        // Held while one image is compiled. Without a token to be had the others go on alone.
-                        let token = lent.as_ref().filter(|_| worker > 0).map(|lent| lent.acquire());
-                        let Some((row, target)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                        match self.image(row, target) {
-                            Ok(arm) => arms.lock().expect("no worker panics").push(arm),
-                            Err(failure) => failures.lock().expect("no worker panics").push(failure),
-                        }
-                        drop(token);
-                    }
-                });
+        let work = || {
+            while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.images(job) {
+                    Ok(row) => arms.lock().expect("no worker panics").extend(row),
+                    Err(failure) => failures.lock().expect("no worker panics").push(failure),
+                }
             }
+        };
+        let work = &work;
+        std::thread::scope(|scope| {
+            let (sender, tokens) = mpsc::channel();
+            let helper = lent.and_then(|lent| lent.into_helper_thread(move |token| drop(sender.send(token))).ok());
+            (1..workers).for_each(|_| helper.iter().for_each(jobserver::HelperThread::request_token));
+            scope.spawn(move || {
+                for token in tokens.into_iter().flatten() {
+                    scope.spawn(move || {
+                        work();
+                        drop(token);
+                    });
+                }
+            });
+            work();
+            // And with it the channel.
+            drop(helper);
         });
         let failures = failures.into_inner().expect("no worker panics");
         if failures.is_empty() { Ok(arms.into_inner().expect("no worker panics")) } else { Err(failures.join("\n")) }
     }
 
-    /// One row for one target: taken from what is kept, or compiled.
-    fn image(&self, row: &Instance, target: &Target) -> Result<Arm, String> {
-        let (symbol, unit) = (row.symbol(), translation_unit(row).unwrap_or_default());
-        let name = format!("{symbol}-{target}-{:016x}", self.key(&unit, target)?);
-        let file = |ending: &str| self.kept.join(format!("{name}.{ending}"));
-        let deflated = file("z");
-        // Kept last, so that what is there is whole.
-        if !deflated.is_file() {
+    /// One row for each of its targets: taken from what is kept, or compiled.
+    fn images(&self, job: &Job) -> Result<Vec<Arm>, String> {
+        let (symbol, unit) = (job.row.symbol(), translation_unit(job.row).unwrap_or_default());
+        let key = self.key(&unit, &job.architecture)?;
+        let file = |form: &str, ending: &str| self.kept.join(format!("{symbol}-{form}-{key:016x}.{ending}"));
+        // Each kept last of what it is made of, so that what is there is whole.
+        let ptx = file(&job.architecture, "ptx");
+        if !ptx.is_file() {
             let source = self.generated.join(format!("{symbol}.cu"));
             write(&source, &unit);
-            let architecture = target.virtual_architecture();
             let includes = [self.kernels.as_path(), self.generated.as_path()];
-            let (ptx, cubin) = (file("ptx"), file("cubin"));
-            self.run(self.nvcc.ptx(&architecture, &includes, &source, &part(&ptx)).args(&self.flags))?;
+            self.run(self.nvcc.ptx(&job.architecture, &includes, &source, &part(&ptx)).args(&self.flags))?;
             keep(&ptx)?;
-            let image = if target.form == Form::Ptx {
-                // The driver wants text that ends with a zero byte.
-                let mut text = fs::read(&ptx).map_err(|error| format!("{}: {error}", ptx.display()))?;
-                text.push(0);
-                text
-            } else {
-                let said = self.run(self.nvcc.cubin(&target.to_string(), &ptx, &part(&cubin)).args(&self.flags))?;
-                keep(&cubin)?;
-                write(&file("log"), &said);
-                fs::read(&cubin).map_err(|error| format!("{}: {error}", cubin.display()))?
-            };
-            let bytes = miniz_oxide::deflate::compress_to_vec(&image, 6);
-            fs::write(part(&deflated), bytes).map_err(|error| format!("{}: {error}", deflated.display()))?;
-            keep(&deflated)?;
         }
-        Ok((symbol, target.to_string(), deflated))
+        let mut arms = Vec::new();
+        for target in &job.targets {
+            let name = target.to_string();
+            let (deflated, cubin) = (file(&name, "z"), file(&name, "cubin"));
+            if !deflated.is_file() {
+                let image = if target.form == Form::Ptx {
+                    // The driver wants text that ends with a zero byte.
+                    let mut text = fs::read(&ptx).map_err(|error| format!("{}: {error}", ptx.display()))?;
+                    text.push(0);
+                    text
+                } else {
+                    let said = self.run(self.nvcc.cubin(&name, &ptx, &part(&cubin)).args(&self.flags))?;
+                    keep(&cubin)?;
+                    write(&file(&name, "log"), &said);
+                    fs::read(&cubin).map_err(|error| format!("{}: {error}", cubin.display()))?
+                };
+                let bytes = miniz_oxide::deflate::compress_to_vec(&image, 6);
+                fs::write(part(&deflated), bytes).map_err(|error| format!("{}: {error}", deflated.display()))?;
+                keep(&deflated)?;
+            }
+            arms.push(Arm { symbol: symbol.clone(), target: name, ptx: ptx.clone(), deflated });
+        }
+        Ok(arms)
     }
 
-    /// All that the image depends on: the compiler, how it is called, the source, and every header it includes.
-    fn key(&self, unit: &str, target: &Target) -> Result<u64, String> {
+    /// All that the images depend on, but for their targets: the compiler, how it is called, the source, and every
+    /// header it includes.
+    fn key(&self, unit: &str, architecture: &str) -> Result<u64, String> {
         let mut headers = BTreeMap::new();
         self.headers(unit, &self.kernels, &mut headers)?;
         let mut hasher = DefaultHasher::new();
-        (&self.nvcc.described, &self.flags, target.to_string(), unit).hash(&mut hasher);
+        (&self.nvcc.described, &self.flags, architecture, unit).hash(&mut hasher);
         // By name and text: the generated one stands in another folder for each profile.
         headers.iter().map(|(path, text)| (path.file_name(), text)).collect::<BTreeSet<_>>().hash(&mut hasher);
         Ok(hasher.finish())

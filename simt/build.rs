@@ -53,23 +53,25 @@ fn main() {
     }
 
     let mut emulator = cc::Build::new();
-    emulator.cpp(true).std("c++17").opt_level(3).debug(true).flag("-Wall").flag("-Wextra").flag("-fno-rtti");
+    emulator.cpp(true).std("c++17").opt_level(3).flag("-Wall").flag("-Wextra").flag("-fno-rtti");
     emulator.flag("-ffp-contract=off");
+    build_support::lines_only(&mut emulator);
     for name in EMULATOR {
         emulator.file(here.join(format!("emulator/{name}.cpp")));
     }
     for name in PTX {
         emulator.file(here.join(format!("ptx/{name}.cpp")));
     }
-    emulator.compile("simt_emulator");
+    build_support::compile(&mut emulator, "simt_emulator");
     if cfg!(target_os = "linux") {
         let mut driver = cc::Build::new();
-        driver.cpp(true).std("c++17").opt_level(2).debug(true).flag("-Wall").flag("-Wextra");
+        driver.cpp(true).std("c++17").opt_level(2).flag("-Wall").flag("-Wextra");
         driver.flag("-Wno-missing-field-initializers").include(here.join("include")).cargo_metadata(false);
+        build_support::lines_only(&mut driver);
         for name in DRIVER {
             driver.file(here.join(format!("driver/{name}.cpp")));
         }
-        driver.compile("simt_driver");
+        build_support::compile(&mut driver, "simt_driver");
         if std::env::var_os("CARGO_FEATURE_SELF_TEST").is_some() {
             // Without a kernel of its own: what the tests give it is PTX.
             let folder = Path::new(&out).join("stand_in_driver");

@@ -25,16 +25,11 @@ impl Kernels {
     pub fn new(simt: impl AsRef<Path>, library: &str) -> Self {
         let mut build = cc::Build::new();
         let simt = simt.as_ref();
-        build
-            .cpp(true)
-            .std("c++17")
-            .opt_level(2)
-            .debug(true)
-            .include(simt.join("include"))
-            .include(simt.join("../kernels"));
+        build.cpp(true).std("c++17").opt_level(2).include(simt.join("include")).include(simt.join("../kernels"));
         // Every load and store becomes a call of a hook. The run-time library of the sanitizer is never linked: the
         // emulator is that library.
         build.flag("-fsanitize=thread");
+        lines_only(&mut build);
         if build.get_compiler().is_like_clang() {
             build.flag("-mllvm").flag("-tsan-instrument-func-entry-exit=0");
         } else {
@@ -86,6 +81,9 @@ impl Kernels {
     /// DEP_SIMT_EMULATOR_ARCHIVES. Call it after [`compile`](Self::compile), whose archive it takes. On Linux only.
     #[allow(dead_code)] // each build script uses what it needs
     pub fn driver(library: &str, simt: &Path, archives: &Path, registry: &[(String, String, usize)], folder: &Path) {
+        if is_linted() {
+            return;
+        }
         let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         std::fs::create_dir_all(folder).expect("OUT_DIR can be written");
         let (source, exports) = (folder.join("registry.cpp"), folder.join("exports.map"));
@@ -117,10 +115,43 @@ impl Kernels {
     }
 
     /// Compiles and links the library into the crate being built.
-    pub fn compile(self) {
-        for path in &self.watched {
+    pub fn compile(mut self) {
+        // What the build itself writes is always newer than its start: watched, it would have every build begin again.
+        let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
+        for path in self.watched.iter().filter(|path| !path.starts_with(&out)) {
             println!("cargo::rerun-if-changed={}", path.display());
         }
-        self.build.compile(&self.library);
+        compile(&mut self.build, &self.library);
+    }
+}
+
+/// Whether clippy is all that looks at the crate. It links nothing, so that nothing has to be compiled for it; cargo
+/// keeps what it builds for clippy apart, and where it should not, runs the script again because of the variable.
+pub fn is_linted() -> bool {
+    const WRAPPER: &str = "RUSTC_WORKSPACE_WRAPPER";
+    println!("cargo::rerun-if-env-changed={WRAPPER}");
+    let wrapper = std::env::var_os(WRAPPER).unwrap_or_default();
+    Path::new(&wrapper).file_stem().is_some_and(|program| program == "clippy-driver")
+}
+
+/// Lines and what is inlined where: all that a report names, in a quarter of the bytes of full debug information. Not
+/// by `debug_str`, whose `-gdwarf-4` GCC takes for a wish for all of it.
+pub fn lines_only(build: &mut cc::Build) {
+    build.debug(false).force_frame_pointer(true).flag("-g1");
+}
+
+/// Compiles a static library, unless for clippy. It is on disk once: programs link it from OUT_DIR, the Rust
+/// libraries on the way hold no copy, and its objects go when it is whole.
+pub fn compile(build: &mut cc::Build, library: &str) {
+    if is_linted() {
+        return;
+    }
+    build.link_lib_modifier("-bundle").compile(library);
+    let out = std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR");
+    let files = std::fs::read_dir(out).expect("OUT_DIR can be read");
+    for file in files.flatten().map(|entry| entry.path()) {
+        if file.extension().is_some_and(|ending| ending == "o") {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }

@@ -37,6 +37,8 @@ struct Compiled {
 struct Files {
     symbol: String,
     target: Target,
+    ptx: PathBuf,
+    /// Of the others.
     stem: PathBuf,
 }
 
@@ -47,10 +49,10 @@ impl Files {
         let mut lines = list.lines();
         let took = lines.next().unwrap_or_default().to_string();
         let file = |line: &str| {
-            let mut words = line.splitn(3, ' ');
-            let mut word = || words.next().expect("symbol, target, path").to_string();
-            let (symbol, target, stem) = (word(), word(), word());
-            Files { symbol, target: Target::parse(&target).expect("a target"), stem: stem.into() }
+            let mut words = line.split('\t');
+            let mut word = || words.next().expect("symbol, target, two paths").to_string();
+            let (symbol, target, ptx, stem) = (word(), word(), word(), word());
+            Files { symbol, target: Target::parse(&target).expect("a target"), ptx: ptx.into(), stem: stem.into() }
         };
         (took, lines.map(file).collect())
     }
@@ -60,11 +62,10 @@ impl Files {
         path.push(format!(".{ending}"));
         path.into()
     }
+}
 
-    fn text(&self, ending: &str) -> String {
-        let path = self.path(ending);
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    }
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 #[test]
@@ -131,7 +132,7 @@ impl Compiled {
             faults: Vec::new(),
         };
         let cubin = fs::read(file.path("cubin")).expect("the build kept the machine code");
-        compiled.inspect(&file.text("log"), &file.text("ptx"), &cubin);
+        compiled.inspect(&text(&file.path("log")), &text(&file.ptx), &cubin);
         compiled
     }
 

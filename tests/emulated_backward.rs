@@ -161,6 +161,24 @@ fn what_nobody_wants_is_not_computed() {
     assert_eq!(products(&[]), 0);
 }
 
+#[test]
+fn tiles_outside_a_window_are_passed_over() {
+    let all = Case::plain("band", DType::F16, [1, 256, 2, 64], 256);
+    // Each query its own key: of the four blocks of queries and of keys each meets one.
+    let band = all.clone().window(0, Some(0), Some(0));
+    let products = |case: &Case| -> Vec<(String, u64)> {
+        let data = Data::new(case, 59);
+        let tensors = data.gradient_tensors(DType::F32, |_| true);
+        let (_, plan, reports) = run(&data, &Settings::default(), data.dout.view(), tensors).expect("a legal problem");
+        plan.launches().zip(reports.iter().map(|report| report.stats.mma)).collect()
+    };
+    let (of_all, of_band) = (products(&all), products(&band));
+    assert!(of_all[0].1 > 0 && of_all[1].1 > 0, "{of_all:?}");
+    for ((symbol, most), (_, few)) in of_all.iter().zip(&of_band) {
+        assert_eq!(few * 4, *most, "{symbol}");
+    }
+}
+
 /// Cases that between them go through every part of the kernels.
 fn eventful() -> Vec<Case> {
     vec![

@@ -80,6 +80,8 @@ fn masks() -> Vec<Case> {
         let name = format!("bias_{bias}_{}_{dtype}", shape.map(|extent| extent.to_string()).join("x"));
         cases.push(Case::plain(name, dtype, [2, 66, 3, 40], 77).bias(0, bias, shape, Random));
     }
+    // Smaller than any tile: what is summed over all else comes from several blocks.
+    cases.push(Case::plain("bias_of_keys_f16", F16, [2, 66, 3, 40], 33).bias(0, F32, [1, 1, 1, 33], Random));
     for bias in [F32, F16, BF16, Bool] {
         cases.push(Case::plain(format!("empty_rows_{bias}"), F16, [2, 67, 3, 64], 91).bias(
             0,
@@ -148,6 +150,10 @@ fn decoupled() -> Vec<Case> {
             Case::decoupled(format!("gate_tiny_{dtype}"), dtype, [1, 66, 2, 64], 20, &[4])
                 .gate(0, GateCase::Scalar(1e-4))
                 .gate(1, GateCase::Scalar(-1e-4)),
+            // One branch, whose weight is all that lies between `out` and what the backward takes from it.
+            Case::plain(format!("weighted_{dtype}"), dtype, [2, 66, 2, 40], 150)
+                .gate(0, GateCase::PerBatch(vec![0.3, -4.0]))
+                .region(0, RegionCase::Shared),
             Case::decoupled(format!("joint_{dtype}"), dtype, [2, 131, 2, 80], 77, &[]).join(0, 64).join(0, 5),
         ]);
     }

@@ -1,34 +1,37 @@
 //! Every case on the CUDA engine, from host memory and from device memory, within the bound.
 
-use crate::cases::{Case, Data, all, bound, naive};
+use crate::cases::{Data, all, bound, naive};
 use crate::device::Request;
 use crate::stand_in::{Control, on_gpu_or_over, over};
 use fused_attention::cuda::cudarc::driver::CudaContext;
 use fused_attention::{DType, Engine, Error};
+use rayon::prelude::*;
 use std::env;
 
 /// From device memory, on a stream of its own, the stream's context reused from case to case.
 fn from_device_memory() {
     let context = CudaContext::new(0).expect("a device");
     let stream = context.new_stream().expect("a stream");
-    let mut ran = 0;
-    let mut failures = Vec::new();
+    let mut results = Vec::new();
     for case in all() {
         let data = Data::new(&case, 41);
         let mut request = Request::new(&stream, &data).expect("memory on the device");
         match request.launch(&stream) {
-            Ok(_) if case.has_kernel(Engine::Cuda) => ran += 1,
+            Ok(_) if case.has_kernel(Engine::Cuda) => {}
             Err(Error::Refused(_)) if !case.has_kernel(Engine::Cuda) => continue,
             other => panic!("{}: {other:?}", case.name),
         }
         let (out, lse) = request.results(&stream).unwrap_or_else(|error| panic!("{}: {:?}", case.name, error.0));
-        failures.extend(misses(&case, &data, &out, &lse));
+        results.push((data, out, lse));
     }
+    let failures = results.par_iter().flat_map_iter(|(data, out, lse)| misses(data, out, lse));
+    let failures: Vec<String> = failures.collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    assert!(ran >= 80, "{ran} cases ran");
+    assert!(results.len() >= 80, "{} cases ran", results.len());
 }
 
-fn misses(case: &Case, data: &Data, out: &[f32], lse: &[f32]) -> Vec<String> {
+fn misses(data: &Data, out: &[f32], lse: &[f32]) -> Vec<String> {
+    let case = &data.case;
     let oracle = data.attention().forward_f64().expect("every case is a legal problem");
     let naive = naive(data);
     let checks = [
@@ -61,7 +64,7 @@ fn every_fifth_case_from_ptx() {
                 Err(Error::Refused(refusal)) if refusal.to_string().contains("shared memory") => continue,
                 Err(error) => panic!("{}: {error}", case.name),
             };
-            assert_eq!(misses(case, &data, &out.values(), &lse.values()), [""; 0]);
+            assert_eq!(misses(&data, &out.values(), &lse.values()), [""; 0]);
         }
     });
 }
@@ -70,19 +73,18 @@ fn every_fifth_case_from_ptx() {
 fn every_case_from_host_memory() {
     let name = "case_list::every_case_from_host_memory";
     on_gpu_or_over(name, &[("SIMT_DRIVER_SEED", "3")], || {
-        let mut ran = 0;
+        let mut results = Vec::new();
         for case in all() {
             let data = Data::new(&case, 43);
             match data.try_run(Engine::Cuda) {
-                Ok((out, lse)) if case.has_kernel(Engine::Cuda) => {
-                    ran += 1;
-                    assert_eq!(misses(&case, &data, &out.values(), &lse.values()), [""; 0]);
-                }
+                Ok((out, lse)) if case.has_kernel(Engine::Cuda) => results.push((data, out.values(), lse.values())),
                 Err(Error::Refused(_)) if !case.has_kernel(Engine::Cuda) => {}
                 other => panic!("{}: {:?}", case.name, other.err()),
             }
         }
-        assert!(ran >= 80, "{ran} cases ran");
+        let failures = results.par_iter().flat_map_iter(|(data, out, lse)| misses(data, out, lse));
+        assert_eq!(failures.collect::<Vec<_>>(), [""; 0]);
+        assert!(results.len() >= 80, "{} cases ran", results.len());
         if env::var_os("LD_LIBRARY_PATH").is_some_and(|path| path.to_string_lossy().ends_with("stand_in_driver")) {
             let control = Control::new();
             assert!(control.launches().len() >= 70, "{} kernels ran", control.launches().len());
