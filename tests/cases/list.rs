@@ -87,6 +87,22 @@ fn masks() -> Vec<Case> {
             EmptyRows,
         ));
     }
+    for (n, bias) in [F32, F16, BF16, Bool].into_iter().enumerate() {
+        // Whole tiles of queries and keys, whose neighbours are read together.
+        let case = Case::plain(format!("bias_tiles_{bias}"), [F16, BF16][n % 2], [1, 140, 2, 64], 150);
+        cases.push(case.bias(0, bias, [1, 2, 140, 150], Random));
+    }
+    cases.extend([
+        // And where they cannot be: rows of an odd length, one column for all keys, tiles that start at an odd key.
+        Case::plain("bias_tiles_odd_f16", F16, [1, 140, 2, 64], 151).bias(0, F16, [1, 1, 140, 151], Random),
+        Case::plain("bias_tiles_column_bf16", BF16, [1, 140, 2, 64], 150).bias(0, F32, [1, 2, 140, 1], Random),
+        Case::plain("bias_tiles_window_f16", F16, [1, 140, 1, 64], 400).window(0, Some(201), None).bias(
+            0,
+            BF16,
+            [1, 1, 140, 400],
+            Random,
+        ),
+    ]);
     for dtype in FLOATS {
         // As frameworks mask: the lowest finite number of the activations' type.
         let shape = [2, 1, 67, 91];
