@@ -142,10 +142,9 @@ struct StreamingConsumer : StreamingBlock<Config> {
   DEVICE void exponentials(const Cursor& tile) {
     const SegmentParams& s = p.segment[tile.segment];
     if constexpr (Config::BIASED) cap_tile<BLOCK_KV>(rS, p);
-    if (tile.kv < open.begin || tile.kv + BLOCK_KV > open.end) {
-      mask_tile<BLOCK_KV>(rS, s, p.seq_q, row(), tile.kv, key_len_of(s, block.b));
-    }
-    if constexpr (Config::BIASED) add_bias<BLOCK_KV>(rS, s, block.b, block.h, row(), tile.kv);
+    const bool all = tile.kv >= open.begin && tile.kv + BLOCK_KV <= open.end;
+    if (!all) mask_tile<BLOCK_KV>(rS, s, p.seq_q, row(), tile.kv, key_len_of(s, block.b));
+    if constexpr (Config::BIASED) add_bias<BLOCK_KV>(rS, s, block.b, block.h, row(), tile.kv, all);
     softmax.template exponentials<BLOCK_KV>(rS, Config::BIASED ? 1.0f : p.softmax_scale, Config::BIASED, correction);
   }
 

@@ -97,8 +97,8 @@ pub use engine::emulated;
 pub use engine::{Choice, device, plan, reference};
 pub use error::Error;
 pub use plan::{
-    CudaDevice, CudaError, Device, DeviceCode, Engine, Form, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, Plan,
-    Reason, Refusal, Target, Toolkit, support_table,
+    CudaDevice, CudaError, Device, DeviceCode, Engine, Form, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, NotTaken,
+    Plan, Reason, Refusal, Target, Toolkit, support_table,
 };
 pub use problem::{
     Argument, Attention, AttentionDesc, Backward, Branch, Causal, DType, DTypes, Direction, Element, Extent, Float,

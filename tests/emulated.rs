@@ -4,7 +4,7 @@
 mod cases;
 mod emulation;
 
-use cases::{Case, Data, GateCase, RegionCase, all, bound, naive};
+use cases::{Case, Data, GateCase, HostTensor, Layout, RegionCase, all, bound, naive};
 use emulation::{name, rungs, settings};
 use fused_attention::emulated::{Report, Rung, Settings, SyncSite};
 use fused_attention::{Causal, DType, Direction, Engine, Error, INSTANCES, Instance, Outputs};
@@ -100,6 +100,27 @@ fn queries_are_read_once_and_results_written_once() {
         let rows = 2 * 150 * 3 * 2;
         assert_eq!((q.read_async, q.read, q.written), (rows * 40, 0, 0), "{kernel}");
         assert_eq!((out.written, out.read), (rows * 32, 0), "{kernel}");
+    }
+}
+
+#[test]
+fn not_even_nan_passes_a_closed_gate() {
+    let shape = [1, 130, 2, 64];
+    // Of several branches, and of all there are.
+    let cases = [
+        Case::decoupled("closed", DType::F16, shape, 20, &[70, 90]).gate(1, GateCase::Scalar(0.0)),
+        Case::plain("all_closed", DType::F16, shape, 90).gate(0, GateCase::Scalar(0.0)),
+    ];
+    for (settings, case) in kernels().iter().flat_map(|settings| cases.iter().map(move |case| (settings, case))) {
+        let (clean, mut data) = (Data::new(case, 27), Data::new(case, 27));
+        let closed = case.branches.len().min(2) - 1;
+        let segment = &mut data.branches[closed].segments[0];
+        for tensor in [&mut segment.k, &mut segment.v] {
+            let values = vec![f32::NAN; tensor.elements()];
+            *tensor = HostTensor::new(DType::F16, &tensor.shape.clone(), &values, Layout::Bshd);
+        }
+        let out = |data: &Data| run(data, settings).unwrap_or_else(|error| panic!("{}: {error}", name(settings))).0;
+        assert_eq!(out(&data), out(&clean), "{} {}", name(settings), case.name);
     }
 }
 

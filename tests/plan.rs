@@ -1,7 +1,7 @@
 //! Which row of the table takes a problem on which GPU; no kernel runs.
 
 use fused_attention::{
-    Attention, AttentionDesc, Branch, Causal, DType, Device, Outputs, Plan, Problem, Segment, TensorDesc,
+    Attention, AttentionDesc, Branch, Causal, DType, Device, Outputs, Plan, Problem, Reason, Segment, TensorDesc,
 };
 #[cfg(feature = "cuda")]
 use std::io::Write;
@@ -154,4 +154,32 @@ fn hopper_gives_back_what_its_rows_do_not_take() {
     assert_eq!(symbol(&several, HOPPER), "forward_streaming_sm80_f16_w256");
     let several = plain(160).branch(Branch::new(rows(200, 160), rows(200, 160)));
     assert_eq!(symbol(&several, HOPPER), "forward_streaming_sm90_f16_w160");
+}
+
+#[test]
+fn a_plan_tells_why_it_passed_over_the_others() {
+    let (width, few) = (160, 77);
+    let keys = Segment::new(rows(few, width), rows(few, width)).causal(Causal::TopLeft);
+    let attention = Attention::new(rows(SHAPE[1], width)).branch(Branch::from(keys));
+    let problem = Problem::forward(&attention, &Outputs::new(rows(SHAPE[1], width))).expect("a legal problem");
+    let of = |compute_capability| {
+        let device = Device::Emulated { compute_capability };
+        let plan = Plan::new(&problem, &device).expect("device code takes it");
+        assert_eq!(plan.kernel(), "forward_short_sm80");
+        let told = plan.not_taken(&problem, &device).into_iter();
+        told.map(|other| (other.kernel, other.reasons)).collect::<Vec<(&str, Vec<Reason>)>>()
+    };
+    let positions = || Reason::Positions { segment: 0 };
+    let wide = Reason::Width { dim: "head_dim", got: width, limit: 128 };
+    let wide_values = Reason::Width { dim: "value_dim", got: width, limit: 128 };
+    let expected = vec![
+        ("forward_short_sm90", vec![positions()]),
+        ("forward_medium_sm90", vec![wide, wide_values, positions()]),
+        // They take it as well, and stand behind it in the table.
+        ("forward_streaming_sm90", vec![]),
+        ("forward_biased_sm90", vec![]),
+        ("forward_streaming_sm80", vec![]),
+    ];
+    assert_eq!(of(HOPPER), expected.clone());
+    assert_eq!(of((8, 0)), expected[4..], "kernels for another GPU are not told of");
 }

@@ -3,7 +3,8 @@
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};
 use fused_attention::{
-    Attention, Backward, Device, Engine, Error, Gradients, Outputs, Plan, Problem, Refusal, TensorMut, TensorRef,
+    Attention, Backward, Device, Engine, Error, Gradients, NotTaken, Outputs, Plan, Problem, Reason, Refusal,
+    TensorMut, TensorRef,
 };
 
 /// The arguments that name a machine. Not `Arguments`: clap wants the name unique among those of one command.
@@ -99,11 +100,23 @@ impl Machine {
 
     /// Which kernel would compute `problem`, or why none would.
     pub(crate) fn plan(self, problem: &Problem) -> Result<Plan, Refusal> {
-        if self.engine == Engine::Emulated && fused_attention::device(self.engine).is_ok() {
-            let compute_capability = self.arch.compute_capability();
-            return Plan::new(problem, &Device::Emulated { compute_capability });
+        match self.device() {
+            Ok(device) => Plan::new(problem, &device),
+            Err(_) => fused_attention::plan(self.engine, problem),
         }
-        fused_attention::plan(self.engine, problem)
+    }
+
+    /// Why the other kernels of its GPU would not.
+    pub(crate) fn not_taken(self, plan: &Plan, problem: &Problem) -> Vec<NotTaken> {
+        self.device().map_or_else(|_| Vec::new(), |device| plan.not_taken(problem, &device))
+    }
+
+    fn device(self) -> Result<Device, Reason> {
+        let device = fused_attention::device(self.engine)?;
+        match device {
+            Device::Emulated { .. } => Ok(Device::Emulated { compute_capability: self.arch.compute_capability() }),
+            device => Ok(device),
+        }
     }
 
     pub(crate) fn forward<'o>(

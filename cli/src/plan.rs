@@ -1,10 +1,11 @@
 //! `plan`: which kernel would compute a file, from its header alone.
 
 use crate::contract::{Header, Request};
-use crate::failure::Failure;
+use crate::failure::{Failure, one_line};
 use crate::machine::{Arch, EngineName, Machine};
 use crate::run::refused;
 use clap::Args;
+use fused_attention::{NotTaken, Plan};
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -34,16 +35,30 @@ pub(crate) fn plan(arguments: &Arguments) -> Result<String, Failure> {
     for machine in machines {
         let mut all = true;
         for (direction, problem) in [("forward", Some(&request.forward)), ("backward", request.backward.as_ref())] {
-            match problem.map(|problem| machine.plan(problem)) {
-                Some(Ok(plan)) => sections.push(plan.to_string()),
-                Some(Err(refusal)) => {
+            let Some(problem) = problem else { continue };
+            match machine.plan(problem) {
+                Ok(plan) => sections.push(plan.to_string() + &others(&plan, &machine.not_taken(&plan, problem))),
+                Err(refusal) => {
                     all = false;
                     sections.push(refused(direction, &refusal));
                 }
-                None => {}
             }
         }
         runs |= all;
     }
     if runs { Ok(sections.join("\n\n") + "\n") } else { Err(Failure::Refused(sections)) }
+}
+
+/// A line for each reason against each kernel that the plan passed over.
+fn others(plan: &Plan, not_taken: &[NotTaken]) -> String {
+    let mut lines = String::new();
+    for NotTaken { kernel, reasons, .. } in not_taken {
+        if reasons.is_empty() {
+            lines += &format!("\nnot taken      {kernel}: {} comes first", plan.kernel());
+        }
+        for reason in reasons {
+            lines += &format!("\nnot taken      {kernel}: {}", one_line(&reason.to_string()));
+        }
+    }
+    lines
 }

@@ -5,9 +5,9 @@
 mod cases;
 mod common;
 
-use cases::{Case, Data, GateCase, HostTensor, Layout, all, bound, bound_of_draws, naive, naive_draws};
+use cases::{BranchCase, Case, Data, GateCase, HostTensor, Layout, all, bound, bound_of_draws, naive, naive_draws};
 use common::{File, Folder, Said, call, call_in, stand_in_driver, text};
-use fused_attention::{Causal, DType, Engine, Gradient, Gradients, TensorDesc};
+use fused_attention::{Causal, DType, Engine, Gradient, Gradients, TensorDesc, Window};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
@@ -87,44 +87,110 @@ fn values(bytes: &[u8], name: &str) -> Vec<f32> {
     }
 }
 
-/// What the engine wrote, or what it said instead.
-fn run(bytes: &[u8], engine: Engine) -> Result<Vec<u8>, Said> {
-    let folder = Folder::new();
-    let (input, output) = (folder.write(bytes), folder.path("out.safetensors"));
-    let mut arguments = vec!["run", text(&input), text(&output), "--engine", engine.name()];
-    if engine == Engine::Emulated {
-        arguments.extend(["--arch", "sm_80"]);
+/// An engine, and which GPU it emulates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Machine {
+    engine: Engine,
+    arch: Option<&'static str>,
+}
+
+const HOPPER: &str = "sm_90a";
+
+impl Machine {
+    fn name(self) -> String {
+        format!("{} {}", self.engine.name(), self.arch.unwrap_or_default())
     }
-    let said = match stand_in_driver() {
-        Some(folder) if engine == Engine::Cuda => call_in(&arguments, &[("LD_LIBRARY_PATH", folder)]),
-        _ => call(&arguments),
-    };
-    match std::fs::read(output) {
-        Ok(written) if said.status == 0 => Ok(written),
-        Err(_) if said.status != 0 => Err(said),
-        read => panic!("{engine:?}: status {}, yet the output {read:?}: {}", said.status, said.stderr),
+
+    fn arguments(self) -> Vec<&'static str> {
+        let mut arguments = vec!["--engine", self.engine.name()];
+        arguments.extend(self.arch.iter().flat_map(|arch| ["--arch", *arch]));
+        arguments
+    }
+
+    /// What it wrote and said, or what it said instead.
+    fn run(self, bytes: &[u8]) -> Result<(Vec<u8>, Said), Said> {
+        let folder = Folder::new();
+        let (input, output) = (folder.write(bytes), folder.path("out.safetensors"));
+        let arguments = [&["run", text(&input), text(&output), "--json"], &self.arguments()[..]].concat();
+        let said = match stand_in_driver() {
+            Some(folder) if self.engine == Engine::Cuda => call_in(&arguments, &[("LD_LIBRARY_PATH", folder)]),
+            _ => call(&arguments),
+        };
+        match std::fs::read(output) {
+            Ok(written) if said.status == 0 => Ok((written, said)),
+            Err(_) if said.status != 0 => Err(said),
+            read => panic!("{self:?}: status {}, yet the output {read:?}: {}", said.status, said.stderr),
+        }
     }
 }
 
-/// Engines to test.
-static ENGINES: LazyLock<Vec<Engine>> = LazyLock::new(|| {
-    let mut engines = vec![Engine::Reference, Engine::Cpu];
+/// Machines to test.
+static MACHINES: LazyLock<Vec<Machine>> = LazyLock::new(|| {
+    let machine = |engine| Machine { engine, arch: None };
+    let mut machines = vec![machine(Engine::Reference), machine(Engine::Cpu)];
     if cfg!(feature = "emulated") {
-        engines.push(Engine::Emulated);
+        machines.extend(["sm_80", HOPPER].map(|arch| Machine { engine: Engine::Emulated, arch: Some(arch) }));
     }
     match stand_in_driver() {
-        Some(_) => engines.push(Engine::Cuda),
+        Some(_) => machines.push(machine(Engine::Cuda)),
         // Not eprintln: the test harness would swallow it.
         None => {
             drop(writeln!(std::io::stderr(), "LEFT OUT: the cuda engine through files: no kernels, or no emulator"))
         }
     }
-    engines
+    machines
 });
 
 /// Whether an engine has a kernel for a case that comes in a file: its tensors are dense there, whatever the case's layout.
 fn has_kernel(case: &Case, engine: Engine) -> bool {
     Case { layout: Layout::Bshd, ..case.clone() }.has_kernel(engine)
+}
+
+/// Whether a kernel for sm_90 takes the case, of which the file has the tensors dense: kernels/README.md and docs/kernels.md in short.
+fn for_hopper(case: &Case) -> bool {
+    let width = case.head_dim.max(case.value_dim);
+    let keys = |branch: &BranchCase| branch.segments.iter().map(|segment| segment.seq_kv.next_multiple_of(16)).sum();
+    let longest: usize = case.branches.iter().map(keys).max().unwrap_or(0);
+    let positions = case.segments().any(|s| s.causal != Causal::None || s.window != Window::default());
+    let any_logits = case.softcap.is_some()
+        || case.softmax_scale.is_some_and(|scale| scale <= 0.0)
+        || case.segments().any(|segment| segment.bias.is_some());
+    // Branches of few keys whose logits have a cap, a bias or a position rule stay with the short kernel for sm_80.
+    let short_for_all = longest <= 96 && width <= 160;
+    let tensor_maps = case.segments().count() <= 8;
+    let streams = if any_logits { width <= 160 } else { width <= 160 || case.branches.len() == 1 };
+    let keeps = !any_logits && !positions && longest <= 112;
+    tensor_maps && (keeps || streams && !(short_for_all && (any_logits || positions)))
+}
+
+/// What the command line says about the kernel that ran on the emulated Hopper.
+fn hopper_failures(case: &Case, bytes: &[u8], said: &Said) -> Vec<String> {
+    let mut failures = Vec::new();
+    let said: serde_json::Value = serde_json::from_str(&said.stdout).expect("it is JSON");
+    let kernel = said["kernel"].as_str().expect("a kernel is named");
+    let architecture = if for_hopper(case) { "_sm90_" } else { "_sm80_" };
+    if !kernel.contains(architecture) {
+        failures.push(format!("{}: {kernel}, not one of {architecture}", case.name));
+    }
+    let folder = Folder::new();
+    let plan = call(&["plan", text(&folder.write(bytes)), "--engine", "emulated", "--arch", HOPPER]);
+    if !plan.stdout.contains(&format!("kernel         {kernel}\n")) {
+        failures.push(format!("{}: {kernel} ran, planned was {}", case.name, plan.stdout));
+    }
+    for other in ["forward_short_sm90", "forward_medium_sm90", "forward_streaming_sm90", "forward_biased_sm90"] {
+        let lines = plan.stdout.lines().filter_map(|line| line.strip_prefix("not taken      ")?.strip_prefix(other));
+        let reasons: Vec<&str> = lines.filter_map(|line| line.strip_prefix(": ")).collect();
+        let ran = kernel.starts_with(&format!("{other}_"));
+        // What is told of one that was passed over must be so: of a kernel for sm_80 in its place, more than an order.
+        if ran != reasons.is_empty() || reasons.iter().any(|reason| reason.trim().is_empty()) {
+            failures.push(format!("{}: {kernel} ran; of {other} it says {reasons:?}", case.name));
+        }
+        if kernel.starts_with("forward_streaming_sm80") && reasons.iter().any(|reason| reason.ends_with("comes first"))
+        {
+            failures.push(format!("{}: {other} would take it, yet {kernel} ran", case.name));
+        }
+    }
+    failures
 }
 
 fn failures(case: &Case) -> Vec<String> {
@@ -133,12 +199,22 @@ fn failures(case: &Case) -> Vec<String> {
     let naive = naive(&data);
     let bytes = file(&data).bytes();
     let mut failures = Vec::new();
-    for &engine in ENGINES.iter() {
-        let name = engine.name();
-        let written = match run(&bytes, engine) {
-            Ok(written) if has_kernel(case, engine) => written,
+    for &machine in MACHINES.iter() {
+        let (engine, name) = (machine.engine, machine.name());
+        // A block of the kernels for sm_90 has 384 threads or more: tens of thousands of them take minutes.
+        if machine.arch == Some(HOPPER) && case.batch * case.heads > 10_000 {
+            drop(writeln!(std::io::stderr(), "LEFT OUT: {name} {}: too many blocks to emulate", case.name));
+            continue;
+        }
+        let written = match machine.run(&bytes) {
+            Ok((written, said)) if has_kernel(case, engine) => {
+                if machine.arch == Some(HOPPER) {
+                    failures.extend(hopper_failures(case, &bytes, &said));
+                }
+                written
+            }
             Err(said) if !has_kernel(case, engine) => {
-                let reason = format!("forward: the {name} engine cannot run this: ");
+                let reason = format!("forward: the {} engine cannot run this: ", engine.name());
                 let told = said.stderr.strip_prefix(&reason).is_some_and(|why| !why.trim().is_empty());
                 if said.status != 3 || !told {
                     failures.push(format!("{name} {}: status {}, {}", case.name, said.status, said.stderr));
@@ -174,10 +250,13 @@ fn failures(case: &Case) -> Vec<String> {
 fn every_engine_agrees_on_the_case_list() {
     let cases: Vec<Case> = all().into_iter().filter(Case::fits_file_contract).collect();
     assert!(cases.len() >= 60, "{} cases fit the file contract", cases.len());
-    for &engine in ENGINES.iter() {
-        let run = cases.iter().filter(|case| has_kernel(case, engine)).count();
-        assert!(run >= 60, "the {} engine has kernels for {run} cases", engine.name());
+    for machine in MACHINES.iter() {
+        let run = cases.iter().filter(|case| has_kernel(case, machine.engine)).count();
+        assert!(run >= 60, "{} has kernels for {run} cases", machine.name());
     }
+    let of_hopper = |case: &&Case| has_kernel(case, Engine::Emulated) && for_hopper(case);
+    let of_hopper = cases.iter().filter(of_hopper).count();
+    assert!(of_hopper >= 50, "kernels for sm_90 take {of_hopper} cases");
     let failures: Vec<String> = cases.par_iter().flat_map_iter(failures).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -225,22 +304,26 @@ fn compare_gradients(data: &Data) -> usize {
     let oracle = data.attention().backward_f64(data.dout.view(), &gradients).expect("a legal problem");
 
     let input = tensor(file(data), "dout".into(), &data.dout).bytes();
-    let written = run(&input, Engine::Reference).unwrap_or_else(|said| panic!("{}: {}", data.case.name, said.stderr));
+    let written = Machine { engine: Engine::Reference, arch: None }.run(&input);
+    let (written, _) = written.unwrap_or_else(|said| panic!("{}: {}", data.case.name, said.stderr));
     for (gradient, name, _) in &wanted {
         let expected: Vec<f32> = oracle[gradient].values.iter().map(|&value| value as f32).collect();
         assert_eq!(values(&written, name), expected, "{} {name}", data.case.name);
     }
     let naive = naive_draws(data, None);
-    for &engine in ENGINES.iter().filter(|&&engine| engine != Engine::Reference) {
-        let written = match (run(&input, engine), has_kernel(&data.case, engine)) {
-            (Ok(written), true) => written,
+    // Gradients come from the same kernels on every GPU.
+    let others = |machine: &&Machine| machine.engine != Engine::Reference && machine.arch != Some(HOPPER);
+    for machine in MACHINES.iter().filter(others) {
+        let name = machine.name();
+        let written = match (machine.run(&input), has_kernel(&data.case, machine.engine)) {
+            (Ok((written, _)), true) => written,
             (Err(said), false) if said.status == 3 && said.stderr.contains("backward: ") => continue,
-            (Ok(_), false) => panic!("{} {}: it ran, with no kernel for it", engine.name(), data.case.name),
-            (Err(said), _) => panic!("{} {}: status {}, {}", engine.name(), data.case.name, said.status, said.stderr),
+            (Ok(_), false) => panic!("{name} {}: it ran, with no kernel for it", data.case.name),
+            (Err(said), _) => panic!("{name} {}: status {}, {}", data.case.name, said.status, said.stderr),
         };
         for (gradient, name, _) in &wanted {
             let check = bound_of_draws(DType::F32, &values(&written, name), &naive[gradient], &oracle[gradient].values);
-            assert!(check.holds(), "{} {} {name}: {check:?}", engine.name(), data.case.name);
+            assert!(check.holds(), "{} {} {name}: {check:?}", machine.name(), data.case.name);
         }
     }
     let names = SafeTensors::deserialize(&written).expect("a safetensors file").len();

@@ -80,16 +80,35 @@ struct BoolBias {
   static DEVICE float widen(uint8_t byte) { return byte != 0 ? 0.0f : NEGATIVE_INFINITY; }
 };
 
-// rS[16, KEYS] += bias, read only where the query may attend.
+// Two neighbours of a row.
+template <class Element>
+struct alignas(2 * sizeof(Element)) BiasPair {
+  Element low, high;
+};
+
+// rS[16, KEYS] += bias, read only where the query may attend. `open` says that every query of the warp may attend to every key: then
+// the two columns that a lane has next to each other are one load, if the bias lies so that they can be.
 template <class Bias, int KEYS>
-DEVICE void add_bias_of(float (&rS)[KEYS / 8][4], const SegmentParams& segment, int b, int h, int row, int kv) {
+DEVICE void add_bias_of(float (&rS)[KEYS / 8][4], const SegmentParams& segment, int b, int h, int row, int kv, bool open) {
   using Element = typename Bias::Element;
-  const int64_t step = segment.bias_stride[3];
+  using Pair = BiasPair<Element>;
+  const int64_t step = segment.bias_stride[3], pitch = segment.bias_stride[2];
+  const Element* const gTile = static_cast<const Element*>(segment.bias) + b * segment.bias_stride[0] +
+                               h * segment.bias_stride[1] + row * pitch + kv * step;
+  const bool pairs = open && step == 1 && pitch % 2 == 0 && reinterpret_cast<uint64_t>(gTile) % sizeof(Pair) == 0;
 #pragma unroll
   for (int r = 0; r < ROWS_PER_LANE; r++) {
-    const int64_t first = b * segment.bias_stride[0] + h * segment.bias_stride[1] +
-                          (row + fragment_row(2 * r)) * segment.bias_stride[2] + (kv + fragment_column(0)) * step;
-    const Element* gBias = static_cast<const Element*>(segment.bias) + first;
+    const Element* gBias = gTile + fragment_row(2 * r) * pitch + fragment_column(0) * step;
+    if (pairs) {
+      const Pair* gPairs = reinterpret_cast<const Pair*>(gBias);
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++) {
+        const Pair pair = gPairs[4 * n];
+        rS[n][2 * r] += Bias::widen(pair.low);
+        rS[n][2 * r + 1] += Bias::widen(pair.high);
+      }
+      continue;
+    }
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++, gBias += 8 * step) {
 #pragma unroll
@@ -101,12 +120,12 @@ DEVICE void add_bias_of(float (&rS)[KEYS / 8][4], const SegmentParams& segment, 
   }
 }
 template <int KEYS>
-DEVICE void add_bias(float (&rS)[KEYS / 8][4], const SegmentParams& segment, int b, int h, int row, int kv) {
+DEVICE void add_bias(float (&rS)[KEYS / 8][4], const SegmentParams& segment, int b, int h, int row, int kv, bool open) {
   switch (segment.bias_type) {
-    case BIAS_F32: return add_bias_of<F32Bias, KEYS>(rS, segment, b, h, row, kv);
-    case BIAS_F16: return add_bias_of<F16Bias, KEYS>(rS, segment, b, h, row, kv);
-    case BIAS_BF16: return add_bias_of<Bf16Bias, KEYS>(rS, segment, b, h, row, kv);
-    case BIAS_BOOL: return add_bias_of<BoolBias, KEYS>(rS, segment, b, h, row, kv);
+    case BIAS_F32: return add_bias_of<F32Bias, KEYS>(rS, segment, b, h, row, kv, open);
+    case BIAS_F16: return add_bias_of<F16Bias, KEYS>(rS, segment, b, h, row, kv, open);
+    case BIAS_BF16: return add_bias_of<Bf16Bias, KEYS>(rS, segment, b, h, row, kv, open);
+    case BIAS_BOOL: return add_bias_of<BoolBias, KEYS>(rS, segment, b, h, row, kv, open);
     default: return;
   }
 }

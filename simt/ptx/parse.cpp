@@ -81,7 +81,7 @@ class Parser {
  private:
   [[noreturn]] void wrong(const std::string& what) const {
     const uint32_t line = at_ < tokens_.size() ? tokens_[at_].line : 0;
-    throw std::runtime_error("PTX line " + std::to_string(line) + ": " + what);
+    throw std::runtime_error("PTX line " + std::to_string(line) + ": " + what + (reading_.empty() ? "" : " in `" + reading_ + "`"));
   }
 
   // Whether the token so many further on is this one.
@@ -246,14 +246,16 @@ class Parser {
     else if (name.rfind("wgmma.mma_async", 0) == 0 && is_list_behind_list()) name += " of registers";
     const Instruction* instruction = find_instruction(name);
     if (!instruction) wrong("the instruction `" + name + "` is not known");
+    reading_ = name;
     operation.run = instruction->run;
     operation.primitive = instruction->primitive;
     const size_t first = program_.operands.size();
     for (const char* kind = instruction->operands; *kind; kind++) {
       if (kind != instruction->operands) expect(",");
-      operand(*kind, operation);
+      operand(*kind, instruction->listed, operation);
     }
     expect(";");
+    reading_.clear();
     first_operand_.push_back(first);
     program_.operations.push_back(operation);
   }
@@ -265,31 +267,24 @@ class Parser {
     return is("{", ahead + 2);
   }
 
-  void list(std::vector<uint32_t>& operands) {
+  void list(std::vector<uint32_t>& operands, int count) {
     expect("{");
-    operands.push_back(slot_of(next()));
-    while (is(",")) {
-      next();
+    for (int i = 0; i < count; i++) {
+      if (i) expect(",");
       operands.push_back(slot_of(next()));
     }
     expect("}");
   }
 
-  void operand(char kind, Operation& operation) {
+  void operand(char kind, int listed, Operation& operation) {
     std::vector<uint32_t>& operands = program_.operands;
     switch (kind) {
       case 'd': case 's':
         operands.push_back(slot_of(next()));
         return;
-      case '4': case '2': case '1': {
-        expect("{");
-        for (int i = 0; i < kind - '0'; i++) {
-          if (i) expect(",");
-          operands.push_back(slot_of(next()));
-        }
-        expect("}");
+      case '4': case '2': case '1':
+        list(operands, kind - '0');
         return;
-      }
       case 'm': case 'a': {
         expect("[");
         operands.push_back(slot_of(next()));
@@ -304,7 +299,7 @@ class Parser {
         return;
       }
       case 'L':
-        list(operands);
+        list(operands, listed);
         return;
       case '_':
         expect("_");
@@ -318,7 +313,7 @@ class Parser {
         expect("[");
         operands.push_back(slot_of(next()));
         expect(",");
-        list(operands);
+        list(operands, 4);
         expect("]");
         return;
       case 'l':
@@ -362,6 +357,7 @@ class Parser {
 
   std::vector<Token> tokens_;
   size_t at_ = 0;
+  std::string reading_;  // the instruction whose operands are being read
   Program& program_;
   std::string parameter_;
   uint32_t parameter_slot_ = NONE;

@@ -57,7 +57,7 @@ void add_wgmma(std::vector<Instruction>& table) {
     const std::string product = "k16.f32." + std::string(type) + "." + type + overload;
     // Names live as long as the program.
     const auto* name = new std::string("wgmma.mma_async.sync.aligned.m64n" + std::to_string(8 * TILES) + product);
-    table.push_back({name->c_str(), run, operands});
+    table.push_back({name->c_str(), run, operands, true, TILES * 4});
   };
   add("f16", "", &wgmma_shared<TILES, false>, "Lsssssss");
   add("bf16", "", &wgmma_shared<TILES, true>, "Lsssssss");

@@ -58,7 +58,7 @@ void interpret(const Program& program, const void* params);
 // What an instruction does, by its full name, and what its operands are, one letter each:
 //   d  slot that is written     s  slot that is read      4 2 1  as many slots in braces
 //   m  [slot + offset]          a  [slot]
-//   L  any number of slots in braces                      t  [slot, {slots}], a tensor map and coordinates
+//   L  `listed` slots in braces                           t  [slot, {4 slots}], a tensor map and coordinates
 //   _  a result that is not wanted                        e  _|slot, an elected lane and whether it is this one
 //   l  label                    i  whole number           (labels, numbers and offsets become Operation::offset)
 struct Instruction {
@@ -66,6 +66,7 @@ struct Instruction {
   void (*run)(Frame&, const Operation&);
   const char* operands;
   bool primitive = false;
+  int listed = 0;
 };
 const Instruction* find_instruction(const std::string& name);
 

@@ -11,33 +11,132 @@ mod gpu;
 #[allow(dead_code, reason = "machine code is the build's business")]
 mod nvcc;
 
+use bytemuck::Zeroable;
 use nvcc::Nvcc;
-use simt::{Kernel, Launch, Program};
+use simt::{Kernel, Launch, Program, Swizzle, TensorMap};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use support::{Buffers, Numbers, bf16_bits, f16_bits, kernels};
+use std::process::Command;
+use support::{Buffers, MappedBuffers, Numbers, bf16_bits, f16_bits, kernels};
 
 kernels! { Buffers:
     primitive_ldmatrix primitive_ldmatrix_trans primitive_mma_f16 primitive_mma_bf16 primitive_shfl primitive_cvt
     primitive_power primitive_arithmetic primitive_copies primitive_synchronise primitive_atomics primitive_indices
 }
 
-/// A kernel of tests/kernels/primitives.cuh with its inputs.
+mod sm90a {
+    use super::support;
+    support::kernels! { support::MappedBuffers:
+        primitive_elect primitive_change_registers primitive_mbarriers primitive_bulk_load primitive_bulk_store
+        primitive_wgmma_40_f16 primitive_wgmma_40_bf16 primitive_wgmma_64_f16 primitive_wgmma_64_bf16
+        primitive_wgmma_80_f16 primitive_wgmma_80_bf16 primitive_wgmma_96_f16 primitive_wgmma_96_bf16
+        primitive_wgmma_112_f16 primitive_wgmma_112_bf16 primitive_wgmma_128_f16 primitive_wgmma_128_bf16
+        primitive_wgmma_144_f16 primitive_wgmma_144_bf16 primitive_wgmma_160_f16 primitive_wgmma_160_bf16
+        primitive_wgmma_176_f16 primitive_wgmma_176_bf16 primitive_wgmma_256_f16 primitive_wgmma_256_bf16
+    }
+
+    /// Constants with the names that nvcc instantiates.
+    macro_rules! list {
+        ($($name:ident $device:literal $threads:literal)*) => {
+            pub(super) const ALL: &[(&str, &str, simt::Kernel<support::MappedBuffers>, u32)] =
+                &[$((stringify!($name), $device, $name, $threads)),*];
+        };
+    }
+    list! {
+        primitive_elect "elect" 32
+        primitive_change_registers "change_registers" 384
+        primitive_mbarriers "mbarriers" 64
+        primitive_bulk_load "bulk_load" 128
+        primitive_bulk_store "bulk_store" 128
+        primitive_wgmma_40_f16 "wgmma<ptx::F16, 5>" 128
+        primitive_wgmma_40_bf16 "wgmma<ptx::BF16, 5>" 128
+        primitive_wgmma_64_f16 "wgmma<ptx::F16, 8>" 128
+        primitive_wgmma_64_bf16 "wgmma<ptx::BF16, 8>" 128
+        primitive_wgmma_80_f16 "wgmma<ptx::F16, 10>" 128
+        primitive_wgmma_80_bf16 "wgmma<ptx::BF16, 10>" 128
+        primitive_wgmma_96_f16 "wgmma<ptx::F16, 12>" 128
+        primitive_wgmma_96_bf16 "wgmma<ptx::BF16, 12>" 128
+        primitive_wgmma_112_f16 "wgmma<ptx::F16, 14>" 128
+        primitive_wgmma_112_bf16 "wgmma<ptx::BF16, 14>" 128
+        primitive_wgmma_128_f16 "wgmma<ptx::F16, 16>" 128
+        primitive_wgmma_128_bf16 "wgmma<ptx::BF16, 16>" 128
+        primitive_wgmma_144_f16 "wgmma<ptx::F16, 18>" 128
+        primitive_wgmma_144_bf16 "wgmma<ptx::BF16, 18>" 128
+        primitive_wgmma_160_f16 "wgmma<ptx::F16, 20>" 128
+        primitive_wgmma_160_bf16 "wgmma<ptx::BF16, 20>" 128
+        primitive_wgmma_176_f16 "wgmma<ptx::F16, 22>" 128
+        primitive_wgmma_176_bf16 "wgmma<ptx::BF16, 22>" 128
+        primitive_wgmma_256_f16 "wgmma<ptx::F16, 32>" 128
+        primitive_wgmma_256_bf16 "wgmma<ptx::BF16, 32>" 128
+    }
+}
+
+/// A kernel of tests/kernels/primitives.cuh, or of primitives_sm90a.cuh, with its inputs.
 struct Primitive {
     name: &'static str,
     /// What nvcc instantiates.
     device: &'static str,
-    kernel: Kernel<Buffers>,
+    kernel: Entry,
     input: Vec<u32>,
     out: usize,
     threads: u32,
 }
 
-const SHARED_BYTES: u32 = 2048;
+#[derive(Clone, Copy)]
+enum Entry {
+    Plain(Kernel<Buffers>),
+    Mapped(Kernel<MappedBuffers>),
+}
+
+/// One header of primitives, and what nvcc compiles it for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Set {
+    Plain,
+    Sm90a,
+}
+
+impl Set {
+    const ALL: [Set; 2] = [Set::Plain, Set::Sm90a];
+
+    /// The stem of its files.
+    fn stem(self) -> &'static str {
+        match self {
+            Set::Plain => "primitives",
+            Set::Sm90a => "primitives_sm90a",
+        }
+    }
+
+    fn architecture(self) -> &'static str {
+        match self {
+            Set::Plain => "compute_80",
+            Set::Sm90a => "compute_90a",
+        }
+    }
+
+    fn params(self) -> &'static str {
+        match self {
+            Set::Plain => "Buffers",
+            Set::Sm90a => "MappedBuffers",
+        }
+    }
+}
+
+/// The tensor of the bulk copies, halves: its extents, innermost first, its strides in bytes, one box of it.
+const TENSOR: [u64; 4] = [64, 24, 3, 2];
+const STRIDES: [u64; 3] = [128, 24 * 128, 3 * 24 * 128];
+const TENSOR_BOX: [u32; 4] = [64, 16, 1, 1];
+const TENSOR_WORDS: usize = 64 * 24 * 3 * 2 / 2;
 
 fn primitives() -> Vec<Primitive> {
+    let mut all = plain_primitives();
+    all.extend(sm90a_primitives());
+    all
+}
+
+/// Those that every architecture has.
+fn plain_primitives() -> Vec<Primitive> {
     let mut numbers = Numbers(2024);
     let mut words = |count: usize| -> Vec<u32> {
         (0..count).map(|_| (numbers.small(32768) as i32 as u32) << 16 ^ numbers.small(32768) as i32 as u32).collect()
@@ -58,7 +157,7 @@ fn primitives() -> Vec<Primitive> {
     let primitive = |name, device, kernel, input: &[u32], out, threads| Primitive {
         name,
         device,
-        kernel,
+        kernel: Entry::Plain(kernel),
         input: input.to_vec(),
         out,
         threads,
@@ -79,18 +178,78 @@ fn primitives() -> Vec<Primitive> {
     ]
 }
 
+/// Those that only sm_90a has.
+fn sm90a_primitives() -> Vec<Primitive> {
+    let small = |half: fn(f32) -> u16| -> Vec<u32> {
+        let mut numbers = Numbers(90);
+        let mut half = || u32::from(half(numbers.small(9)));
+        (0..5 * 2048).map(|_| half() | half() << 16).collect()
+    };
+    let (f16, bf16) = (small(f16_bits), small(bf16_bits));
+    let primitive = |&(name, device, kernel, threads): &(&'static str, _, _, u32)| {
+        let (input, out) = match device {
+            "elect" => (&f16[..32], 64),
+            "bulk_load" => (&f16[..TENSOR_WORDS], 3 * 512),
+            "bulk_store" => (&f16[..2 * 512], TENSOR_WORDS),
+            _ if device.contains("BF16") => (&bf16[..], 256),
+            _ if device.contains("F16") => (&f16[..], 256),
+            _ => (&f16[..threads as usize], threads as usize),
+        };
+        let name = name.strip_prefix("primitive_").expect("they all have it");
+        Primitive { name, device, kernel: Entry::Mapped(kernel), input: input.to_vec(), out, threads }
+    };
+    sm90a::ALL.iter().map(primitive).collect()
+}
+
 impl Primitive {
+    fn set(&self) -> Set {
+        match self.kernel {
+            Entry::Plain(_) => Set::Plain,
+            Entry::Mapped(_) => Set::Sm90a,
+        }
+    }
+
+    /// Of a launch: the tiles of a product are the most.
+    fn shared_bytes(&self) -> u32 {
+        match self.set() {
+            Set::Plain => 2048,
+            Set::Sm90a => 5 * 8192,
+        }
+    }
+
     /// What it writes, or what went wrong; from its source, or from a program.
     fn run(&self, program: Option<&Program>) -> Result<Vec<u32>, String> {
+        match self.kernel {
+            Entry::Plain(kernel) => self.run_as(kernel, program, |input, out| Buffers { input, out }),
+            Entry::Mapped(kernel) => self.run_as(kernel, program, |input, out| {
+                self.mapped(input, out, |at| {
+                    TensorMap::encode(at, TENSOR, STRIDES, TENSOR_BOX, Swizzle::Bytes128).expect("a legal map")
+                })
+            }),
+        }
+    }
+
+    fn run_as<P: bytemuck::NoUninit>(
+        &self,
+        kernel: Kernel<P>,
+        program: Option<&Program>,
+        params: impl Fn(u64, u64) -> P,
+    ) -> Result<Vec<u32>, String> {
         let mut out = vec![0; self.out];
-        let mut launch = Launch::new(self.kernel, [1; 3], self.threads).shared_bytes(SHARED_BYTES);
+        let mut launch = Launch::new(kernel, [1; 3], self.threads).shared_bytes(self.shared_bytes());
         if let Some(program) = program {
             launch = launch.program(program);
         }
-        let params = Buffers { input: launch.input("in", &self.input), out: launch.output("out", &mut out) };
+        let params = params(launch.input("in", &self.input), launch.output("out", &mut out));
         launch.run(&params).map_err(|fault| fault.to_string())?;
         drop(launch);
         Ok(out)
+    }
+
+    /// The parameter block of one with tensor maps, for the side that is a tensor.
+    fn mapped(&self, input: u64, out: u64, mut encode: impl FnMut(u64) -> TensorMap) -> MappedBuffers {
+        let mut map = |address, words| if words == TENSOR_WORDS { encode(address) } else { TensorMap::zeroed() };
+        MappedBuffers { from: map(input, self.input.len()), to: map(out, self.out), input, out, unused: [0; 6] }
     }
 }
 
@@ -113,20 +272,22 @@ fn find_nvcc() -> Option<Nvcc> {
     found
 }
 
-/// The PTX of all primitives, from the headers in `kernels`; or what nvcc says against them.
-fn ptx(nvcc: &Nvcc, kernels: &Path, folder: &Path) -> Result<String, String> {
+/// The PTX of primitives of one set, from the headers in `kernels`; or what nvcc says against them.
+fn ptx(nvcc: &Nvcc, set: Set, of: &[Primitive], kernels: &Path, folder: &Path) -> Result<String, String> {
     fs::create_dir_all(folder).expect("cargo's folder takes another");
-    let mut source = String::from("#include \"primitives.cuh\"\n");
-    for Primitive { name, device, .. } in primitives() {
+    let (stem, params) = (set.stem(), set.params());
+    let mut source = format!("#include \"{stem}.cuh\"\n");
+    for Primitive { name, device, threads, .. } in of.iter().filter(|primitive| primitive.set() == set) {
         let _ = writeln!(
             source,
-            "extern \"C\" __global__ void primitive_{name}(const __grid_constant__ Buffers p) {{ {device}(p); }}"
+            "extern \"C\" __global__ void __launch_bounds__({threads}, 1) \
+             primitive_{name}(const __grid_constant__ {params} p) {{ {device}(p); }}"
         );
     }
-    let (unit, ptx) = (folder.join("primitives.cu"), folder.join("primitives.ptx"));
+    let (unit, ptx) = (folder.join(format!("{stem}.cu")), folder.join(format!("{stem}.ptx")));
     fs::write(&unit, source).expect("the folder takes a file");
     let tests = root().join("simt/tests/kernels");
-    let output = nvcc.ptx("compute_80", &[kernels, &tests], &unit, &ptx).output().expect("nvcc runs");
+    let output = nvcc.ptx(set.architecture(), &[kernels, &tests], &unit, &ptx).output().expect("nvcc runs");
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
@@ -140,9 +301,14 @@ fn scratch(name: &str) -> PathBuf {
 #[test]
 fn source_and_ptx_give_the_same_bits() {
     let Some(nvcc) = find_nvcc() else { return };
-    let ptx = ptx(&nvcc, &root().join("kernels"), &scratch("as_it_is")).unwrap_or_else(|said| panic!("{said}"));
-    for primitive in primitives() {
-        let program = Program::parse(&ptx, &format!("primitive_{}", primitive.name)).expect("all of it is known");
+    let all = primitives();
+    let ptx = Set::ALL.map(|set| {
+        let ptx = ptx(&nvcc, set, &all, &root().join("kernels"), &scratch("as_it_is"));
+        ptx.unwrap_or_else(|said| panic!("{said}"))
+    });
+    for primitive in all {
+        let ptx = &ptx[primitive.set() as usize];
+        let program = Program::parse(ptx, &format!("primitive_{}", primitive.name)).expect("all of it is known");
         let source = primitive.run(None).unwrap_or_else(|fault| panic!("{}: {fault}", primitive.name));
         assert_eq!(primitive.run(Some(&program)), Ok(source), "{}", primitive.name);
     }
@@ -192,31 +358,82 @@ fn driver() -> Option<(&'static str, Option<PathBuf>)> {
     }
 }
 
+/// The GPU that the stand-in driver has: the newest of the primitives'.
+const STAND_IN_DEVICES: (&str, &str) = ("SIMT_DRIVER_DEVICES", "sm_90");
+
 #[test]
 fn a_driver_runs_the_primitives_and_is_recorded() {
     let Some((library, folder)) = driver() else { return left_out("recording primitives: there is no driver") };
-    // A machine with a GPU need not have nvcc: scripts/gpu-bundle takes the PTX along.
-    let mut ptx = match std::env::var_os("SIMT_PTX") {
-        Some(path) => fs::read_to_string(path).expect("the PTX can be read"),
-        None => {
-            let Some(nvcc) = find_nvcc() else { return };
-            ptx(&nvcc, &root().join("kernels"), &scratch("recorded")).unwrap_or_else(|said| panic!("{said}"))
-        }
-    };
-    ptx.push('\0');
-    let gpu = gpu::Gpu::open(library, &ptx).unwrap_or_else(|error| panic!("{library}: {error}"));
+    if folder.is_none() && std::env::var_os(STAND_IN_DEVICES.0).is_none() {
+        // The stand-in asks its environment: a process of its own.
+        let mut again = Command::new(std::env::current_exe().expect("a program knows its own path"));
+        again.args(["--exact", "a_driver_runs_the_primitives_and_is_recorded", "--nocapture"]);
+        let output = again.env(STAND_IN_DEVICES.0, STAND_IN_DEVICES.1).output().expect("it starts again");
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let gpu = gpu::Gpu::open(library).unwrap_or_else(|error| panic!("{library}: {error}"));
     let mut text = format!("# {}\n", gpu.name);
-    for primitive in primitives() {
-        let out = gpu.run(&primitive, SHARED_BYTES).unwrap_or_else(|error| panic!("{}: {error}", primitive.name));
-        let words: Vec<String> = out.iter().map(|word| format!("{word:x}")).collect();
-        let _ = writeln!(text, "{} {}", primitive.name, words.join(" "));
-        if folder.is_none() {
-            assert_eq!(recorded(&text, primitive.name), primitive.run(None).ok(), "{}", primitive.name);
+    let all = primitives();
+    for set in Set::ALL {
+        if set == Set::Sm90a && gpu.compute_capability != (9, 0) {
+            assert!(folder.is_some(), "the stand-in is asked for {}", STAND_IN_DEVICES.1);
+            left_out(&format!(
+                "primitives of sm_90a: this GPU is sm_{}{}",
+                gpu.compute_capability.0, gpu.compute_capability.1
+            ));
+            continue;
+        }
+        // A machine with a GPU need not have nvcc: scripts/gpu-bundle takes the PTX along.
+        let mut ptx = match std::env::var_os("SIMT_PTX") {
+            Some(folder) => fs::read_to_string(Path::new(&folder).join(set.stem()).with_extension("ptx"))
+                .expect("the PTX can be read"),
+            None => {
+                let Some(nvcc) = find_nvcc() else { return };
+                let ptx = ptx(&nvcc, set, &all, &root().join("kernels"), &scratch("recorded"));
+                ptx.unwrap_or_else(|said| panic!("{said}"))
+            }
+        };
+        ptx.push('\0');
+        let module = gpu.load(&ptx).unwrap_or_else(|error| panic!("{library}, {}: {error}", set.stem()));
+        for primitive in all.iter().filter(|primitive| primitive.set() == set) {
+            let out = gpu.run(&module, primitive).unwrap_or_else(|error| panic!("{}: {error}", primitive.name));
+            let words: Vec<String> = out.iter().map(|word| format!("{word:x}")).collect();
+            let _ = writeln!(text, "{} {}", primitive.name, words.join(" "));
+            if folder.is_none() {
+                assert_eq!(recorded(&text, primitive.name), primitive.run(None).ok(), "{}", primitive.name);
+            }
         }
     }
     if let Some(folder) = folder {
         fs::create_dir_all(&folder).expect("the folder can be made");
         fs::write(folder.join("primitives.txt"), text).expect("the recording can be written");
+    }
+}
+
+#[test]
+fn every_instruction_of_the_contract_has_a_primitive() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("it is there");
+    let kernels = ["primitives.cuh", "primitives_sm90a.cuh", "warpgroup.h"];
+    let kernels = kernels.map(|name| read(&format!("simt/tests/kernels/{name}"))).concat();
+    let called = |name: &str| ["(", "<"].iter().any(|next| kernels.contains(&format!("ptx::{name}{next}")));
+    let contract = read("kernels/ptx/contract.h");
+    let functions = contract.lines().filter_map(|line| line.strip_prefix("PTX_FUNCTION ")?.split('(').next());
+    let mut names: Vec<&str> = functions.filter_map(|head| head.split([' ', '*']).next_back()).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert!(names.len() >= 45, "{names:?}");
+    let missing: Vec<&str> = names.into_iter().filter(|name| !called(name)).collect();
+    assert!(missing.is_empty(), "no primitive calls {missing:?}");
+    // And each width that the products are compiled for.
+    let asm = read("kernels/ptx/asm_sm90a.h");
+    let widths: Vec<&str> =
+        asm.lines().filter_map(|line| line.strip_prefix("PTX_WGMMA_BOTH(")?.split(',').next()).collect();
+    assert!(widths.len() >= 10, "{widths:?}");
+    for (width, element) in widths.iter().flat_map(|width| ["f16", "bf16"].map(|element| (width, element))) {
+        let name = format!("wgmma_{width}_{element}");
+        assert!(primitives().iter().any(|primitive| primitive.name == name), "there is no {name}");
     }
 }
 
@@ -262,26 +479,102 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ("a pointer left generic", "cvta.to.shared.u64 window, %1;", "mov.u64 window, %1;"),
 ];
 
+/// The same of asm_sm90a.h.
+const MUTANTS_SM90A: &[(&str, &str, &str)] = &[
+    (
+        "those that are not elected",
+        "selp.u32 %0, 1, 0, p; }\" : \"=r\"(elected)",
+        "selp.u32 %0, 0, 1, p; }\" : \"=r\"(elected)",
+    ),
+    ("half a warp elects", "elect.sync _|p, 0xffffffff", "elect.sync _|p, 0x0000ffff"),
+    ("registers taken", "setmaxnreg.dec.sync", "setmaxnreg.inc.sync"),
+    ("registers given", "setmaxnreg.inc.sync", "setmaxnreg.dec.sync"),
+    ("count and mbarrier swapped", "\"r\"(barrier), \"r\"(count)", "\"r\"(count), \"r\"(barrier)"),
+    ("an arrival too many", "\"r\"(barrier), \"r\"(count)", "\"r\"(barrier), \"r\"(count + 1)"),
+    ("initialised for threads alone", "asm volatile(\"fence.mbarrier_init.release.cluster;\" ::: \"memory\");", ""),
+    ("no arrival", "asm volatile(\"mbarrier.arrive.shared::cta.b64 _, [%0];\" ::\"r\"(barrier) : \"memory\");", ""),
+    ("bytes and mbarrier swapped", "\"r\"(barrier), \"r\"(bytes)", "\"r\"(bytes), \"r\"(barrier)"),
+    (
+        "no bytes announced",
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
+        "mbarrier.arrive.shared::cta.b64 _, [%0];",
+    ),
+    ("complete when it is not", "[%1], %2; selp.u32 %0, 1, 0, p;", "[%1], %2; selp.u32 %0, 0, 1, p;"),
+    ("parity and mbarrier swapped", "\"r\"(barrier), \"r\"(parity)", "\"r\"(parity), \"r\"(barrier)"),
+    ("the other parity", "\"r\"(barrier), \"r\"(parity)", "\"r\"(barrier), \"r\"(parity ^ 1)"),
+    ("no fence of the proxy", "asm volatile(\"fence.proxy.async.shared::cta;\" ::: \"memory\");", ""),
+    ("columns and rows loaded swapped", "{%3, %4, %5, %6}", "{%4, %3, %5, %6}"),
+    ("heads and batch loaded swapped", "{%3, %4, %5, %6}", "{%3, %4, %6, %5}"),
+    (
+        "destination and mbarrier swapped",
+        "::\"r\"(dst), \"l\"(map), \"r\"(barrier)",
+        "::\"r\"(barrier), \"l\"(map), \"r\"(dst)",
+    ),
+    ("columns and rows stored swapped", "{%2, %3, %4, %5}", "{%3, %2, %4, %5}"),
+    ("heads and batch stored swapped", "{%2, %3, %4, %5}", "{%2, %3, %5, %4}"),
+    ("a store from elsewhere", "::\"l\"(map), \"r\"(src)", "::\"l\"(map), \"r\"(src + 1024)"),
+    ("stores never committed", "asm volatile(\"cp.async.bulk.commit_group;\" ::: \"memory\");", ""),
+    (
+        "a store too many left",
+        "cp.async.bulk.wait_group.read %0;\" ::\"n\"(N)",
+        "cp.async.bulk.wait_group.read %0;\" ::\"n\"(N + 1)",
+    ),
+    ("no fence of registers", "asm volatile(\"wgmma.fence.sync.aligned;\" ::: \"memory\");", ""),
+    ("products never committed", "asm volatile(\"wgmma.commit_group.sync.aligned;\" ::: \"memory\");", ""),
+    (
+        "a product too many left",
+        "wgmma.wait_group.sync.aligned %0;\" ::\"n\"(N)",
+        "wgmma.wait_group.sync.aligned %0;\" ::\"n\"(N + 1)",
+    ),
+    ("accumulators only written", "#define PTX_TILE(i) \"+f\"(d[i][0])", "#define PTX_TILE(i) \"=f\"(d[i][0])"),
+    ("accumulators out of order", "\"+f\"(d[i][0]), \"+f\"(d[i][1])", "\"+f\"(d[i][1]), \"+f\"(d[i][0])"),
+    ("tiles out of order", "PTX_TILE(12), PTX_TILE(13)", "PTX_TILE(13), PTX_TILE(12)"),
+    ("numbers out of order", "\", %20, %21", "\", %21, %20"),
+    ("added when it is not asked for", "setp.ne.b32 add", "setp.eq.b32 add"),
+    ("matrices swapped", "\"l\"(a), \"l\"(b)", "\"l\"(b), \"l\"(a)"),
+    ("operands of one width out of order", "PTX_WGMMA_BOTH(40, 20, 21,", "PTX_WGMMA_BOTH(40, 21, 20,"),
+    ("registers of A swapped", "\"r\"(a[0]), \"r\"(a[1])", "\"r\"(a[1]), \"r\"(a[0])"),
+    ("a sign", ", add, 1, 1, 0, 0;", ", add, 1, -1, 0, 0;"),
+    ("B MN-major", ", add, 1, 1, 0, 0;", ", add, 1, 1, 0, 1;"),
+    ("B K-major", ", add, 1, 1, 1;", ", add, 1, 1, 0;"),
+    ("f16 taken for bf16", "PTX_WGMMA(N, BF16, \"bf16\"", "PTX_WGMMA(N, BF16, \"f16\""),
+];
+
 #[test]
 fn every_mutant_of_asm_h_is_caught() {
+    assert_caught("asm.h", MUTANTS, Set::Plain, plain_primitives(), 18);
+}
+
+#[test]
+fn every_mutant_of_asm_sm90a_h_is_caught() {
+    let mut of = sm90a_primitives();
+    // Widths differ in lists alone; these two have between them what the mutants touch.
+    of.retain(|primitive| {
+        !primitive.name.starts_with("wgmma") || ["_40_", "_112_"].iter().any(|n| primitive.name.contains(n))
+    });
+    assert_caught("asm_sm90a.h", MUTANTS_SM90A, Set::Sm90a, of, 26);
+}
+
+/// Some primitive shows each mutant of a header, and so many of them by running.
+fn assert_caught(header: &str, mutants: &[(&str, &str, &str)], set: Set, of: Vec<Primitive>, running: usize) {
     let Some(nvcc) = find_nvcc() else { return };
-    let folder = scratch("mutants");
+    let folder = scratch(header);
     let _ = fs::remove_dir_all(&folder);
-    let original = fs::read_to_string(root().join("kernels/ptx/asm.h")).expect("it is there");
+    let original = fs::read_to_string(root().join("kernels/ptx").join(header)).expect("it is there");
     let expected: Vec<Vec<u32>> =
-        primitives().iter().map(|primitive| primitive.run(None).expect("the source is right")).collect();
+        of.iter().map(|primitive| primitive.run(None).expect("the source is right")).collect();
     let (mut missed, mut run) = (Vec::new(), 0);
-    for (n, (what, from, to)) in MUTANTS.iter().enumerate() {
-        assert!(original.contains(from), "{what}: asm.h does not say {from}");
+    for (n, (what, from, to)) in mutants.iter().enumerate() {
+        assert!(original.contains(from), "{what}: {header} does not say {from}");
         let kernels = folder.join(n.to_string());
         fs::create_dir_all(kernels.join("ptx")).expect("a folder");
-        for name in ["contract.h", "asm_sm90a.h"] {
+        for name in ["contract.h", "asm.h", "asm_sm90a.h"] {
             fs::copy(root().join("kernels/ptx").join(name), kernels.join("ptx").join(name)).expect("a copy");
         }
-        fs::write(kernels.join("ptx/asm.h"), original.replace(from, to)).expect("a file");
-        let caught = match ptx(&nvcc, &kernels, &kernels) {
+        fs::write(kernels.join("ptx").join(header), original.replace(from, to)).expect("a file");
+        let caught = match ptx(&nvcc, set, &of, &kernels, &kernels) {
             Err(_) => Some("refused by nvcc"),
-            Ok(ptx) => primitives().iter().zip(&expected).find_map(|(primitive, expected)| {
+            Ok(ptx) => of.iter().zip(&expected).find_map(|(primitive, expected)| {
                 let Ok(program) = Program::parse(&ptx, &format!("primitive_{}", primitive.name)) else {
                     return Some("refused by the interpreter");
                 };
@@ -297,6 +590,6 @@ fn every_mutant_of_asm_h_is_caught() {
             Some(by) => run += usize::from(!by.starts_with("refused")),
         }
     }
-    assert!(run >= 18, "only {run} mutants got as far as running");
+    assert!(run >= running, "only {run} mutants of {header} got as far as running");
     assert!(missed.is_empty(), "nothing notices: {missed:?}");
 }

@@ -99,6 +99,32 @@ impl Plan {
         Err(Refusal { engine, reasons: nearest.unwrap_or_else(|| table_reasons(engine, problem)) })
     }
 
+    /// Of every other kernel for the same direction and GPU, in the table's order, why it does not run `problem`, which this is the
+    /// plan of on `device`.
+    pub fn not_taken(&self, problem: &Problem, device: &Device) -> Vec<NotTaken> {
+        let mut kernels: Vec<NotTaken> = Vec::new();
+        for row in Instance::leading(self.engine, self.direction()).filter(|row| row.kernel != self.kernel()) {
+            let mut reasons = Vec::new();
+            objections::of_row(row, problem, device, &mut |reason| reasons.push(reason()));
+            // As far as this kernel's own widths go.
+            let rows = Instance::leading(self.engine, self.direction()).filter(|other| other.kernel == row.kernel);
+            let widest = rows.map(|row| row.max_head_dim).max();
+            for reason in &mut reasons {
+                if let (Reason::Width { limit, .. }, Some(widest)) = (reason, widest) {
+                    *limit = widest;
+                }
+            }
+            match kernels.last_mut().filter(|known| known.kernel == row.kernel) {
+                Some(known) if reasons.len() < known.reasons.len() => known.reasons = reasons,
+                Some(_) => {}
+                None => kernels.push(NotTaken { kernel: row.kernel, reasons }),
+            }
+        }
+        let other = |reason: &Reason| matches!(reason, Reason::OtherGpu { .. } | Reason::ComputeCapability { .. });
+        kernels.retain(|kernel| !kernel.reasons.iter().any(other));
+        kernels
+    }
+
     /// With a row that nothing of its own speaks against.
     fn with(instance: &'static Instance, problem: &Problem, device: &Device) -> Plan {
         let mut plan = Plan {
@@ -214,6 +240,16 @@ impl Plan {
     pub fn is_deterministic(&self) -> bool {
         self.instance.deterministic
     }
+}
+
+/// A kernel that does not run a problem because of what speaks against it, or because another comes first.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct NotTaken {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// All that speaks against the row that comes nearest; nothing if it would take the problem too.
+    pub reasons: Vec<Reason>,
 }
 
 impl fmt::Display for Plan {

@@ -69,22 +69,22 @@ pub enum Reason {
         argument: Argument,
     },
     /// A softcap where the kernel takes none.
-    #[error("softcap is given; its kernel for short branches takes none")]
+    #[error("softcap is given; the kernel takes none")]
     Softcap,
     /// A bias or a mask where the kernel takes none.
-    #[error("segment {segment} has a bias or a mask; its kernel for plain logits takes none")]
+    #[error("segment {segment} has a bias or a mask; the kernel takes none")]
     Bias {
         /// The first segment that has one.
         segment: usize,
     },
     /// A causal rule or a window where the kernel takes none.
-    #[error("segment {segment} has a causal rule or a window; its kernel for short branches on sm_90 takes none")]
+    #[error("segment {segment} has a causal rule or a window; the kernel takes none")]
     Positions {
         /// The first segment that has one.
         segment: usize,
     },
     /// A scale that turns the largest product into the smallest logit, or all into one.
-    #[error("softmax_scale is {got}; its kernel for plain logits takes positive ones")]
+    #[error("softmax_scale is {got}; the kernel takes positive ones")]
     Scale {
         /// The scale.
         got: f32,
@@ -99,7 +99,7 @@ pub enum Reason {
         argument: Argument,
     },
     /// A branch whose keys do not fit the registers of a kernel that keeps them all.
-    #[error("a branch has {got} keys, padded; its kernel for short branches takes {limit}")]
+    #[error("a branch has {got} keys, padded; the kernel takes {limit}")]
     RowKeys {
         /// Keys of the branch, each segment padded to 16.
         got: usize,

@@ -90,6 +90,24 @@ fn masks() -> Vec<Case> {
             EmptyRows,
         ));
     }
+    for (n, bias) in [F32, F16, BF16, Bool].into_iter().enumerate() {
+        // Whole tiles of queries and keys, whose neighbours are read together.
+        let case = Case::plain(format!("bias_tiles_{bias}"), [F16, BF16][n % 2], [1, 140, 2, 64], 150);
+        cases.push(case.bias(0, bias, [1, 2, 140, 150], Random));
+    }
+    cases.extend([
+        // And where they cannot be: rows of an odd length, one column or one number for all keys, tiles that start at an odd
+        // key.
+        Case::plain("bias_tiles_odd_f16", F16, [1, 140, 2, 64], 151).bias(0, F16, [1, 1, 140, 151], Random),
+        Case::plain("bias_tiles_column_bf16", BF16, [1, 140, 2, 64], 150).bias(0, F32, [1, 2, 140, 1], Random),
+        Case::plain("bias_tiles_one_f16", F16, [1, 140, 2, 64], 150).bias(0, F32, [1, 2, 1, 1], Random),
+        Case::plain("bias_tiles_window_f16", F16, [1, 140, 1, 64], 400).window(0, Some(201), None).bias(
+            0,
+            BF16,
+            [1, 1, 140, 400],
+            Random,
+        ),
+    ]);
     for dtype in FLOATS {
         // As frameworks mask: the lowest finite number of the activations' type.
         let shape = [2, 1, 67, 91];
@@ -122,6 +140,14 @@ fn masks() -> Vec<Case> {
             .causal(0, BottomRight),
         Case::plain("window_top_left_f16", F16, [2, 131, 2, 24], 140).window(0, Some(17), Some(40)).causal(0, TopLeft),
         Case::plain("key_len_f16", F16, [4, 66, 2, 64], 140).key_len(0, &[140, 1, 0, 77]),
+        // A key short of a tile of keys, a whole one, one more; alone, and with biases on whole tiles of queries.
+        Case::plain("key_len_of_tiles_f16", F16, [4, 66, 1, 64], 140).key_len(0, &[127, 128, 129, 63]),
+        Case::plain("key_len_of_tiles_bias_f16", F16, [4, 130, 1, 64], 140).key_len(0, &[127, 128, 129, 63]).bias(
+            0,
+            F16,
+            [1, 1, 130, 140],
+            Random,
+        ),
         Case::plain("key_len_causal_bf16", BF16, [3, 66, 2, 40], 140).key_len(0, &[129, 20, 0]).causal(0, BottomRight),
         Case::plain("key_len_bias_window_f32", F32, [3, 66, 2, 40], 140)
             .key_len(0, &[139, 20, 100])

@@ -3,7 +3,7 @@
 #![allow(dead_code)] // each test file uses its part
 
 use bytemuck::{Pod, Zeroable};
-use simt::{Fault, FaultKind, Kernel, Launch, Report};
+use simt::{Fault, FaultKind, Kernel, Launch, Report, TensorMap};
 
 /// Declares entry points of tests/kernels as constants of the same name.
 macro_rules! kernels {
@@ -26,6 +26,16 @@ pub(crate) use kernels;
 pub struct Buffers {
     pub input: u64,
     pub out: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct MappedBuffers {
+    pub from: TensorMap,
+    pub to: TensorMap,
+    pub input: u64,
+    pub out: u64,
+    pub unused: [u64; 6],
 }
 
 /// A launch over one input and one output, as the small kernels take it.
