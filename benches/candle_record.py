@@ -2,7 +2,7 @@
 """The medians of candle/benches/cpu.rs as a table.
 
     for threads in 1 2; do RAYON_NUM_THREADS=$threads cargo bench -p fused-attention-candle --bench cpu; done
-    python3 benches/candle_record.py target/criterion benches/record/cpu/DATE_candle.csv
+    python3 benches/candle_record.py target/criterion candle.csv
 
 A ratio is the peer's time over ours.
 """

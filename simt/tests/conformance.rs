@@ -11,7 +11,11 @@ mod gpu;
 #[allow(dead_code, reason = "machine code is the build's business")]
 mod nvcc;
 
+#[path = "support/mutants.rs"]
+mod mutants;
+
 use bytemuck::Zeroable;
+use mutants::{MUTANTS, MUTANTS_SM90A};
 use nvcc::Nvcc;
 use simt::{Kernel, Launch, Program, Swizzle, TensorMap};
 use std::fmt::Write as _;
@@ -436,109 +440,6 @@ fn every_instruction_of_the_contract_has_a_primitive() {
         assert!(primitives().iter().any(|primitive| primitive.name == name), "there is no {name}");
     }
 }
-
-/// One line of asm.h changed: what it says, what it is made to say, and the primitives that show it.
-const MUTANTS: &[(&str, &str, &str)] = &[
-    ("b0 and b1 swapped", "\"r\"(a[3]), \"r\"(b0), \"r\"(b1));", "\"r\"(a[3]), \"r\"(b1), \"r\"(b0));"),
-    ("a1 and a2 swapped", "\"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2])", "\"r\"(a[0]), \"r\"(a[2]), \"r\"(a[1])"),
-    ("the sum starts from nothing", "{%8, %9}, {%0, %1, %2, %3};", "{%8, %9}, {%3, %2, %1, %0};"),
-    ("accumulators only written", ": \"+f\"(d[0]), \"+f\"(d[1])", ": \"=f\"(d[0]), \"=f\"(d[1])"),
-    ("accumulators out of order", "\"+f\"(d[2]), \"+f\"(d[3])", "\"+f\"(d[3]), \"+f\"(d[2])"),
-    ("bf16 taken for f16", "row.col.f32.bf16.bf16.f32", "row.col.f32.f16.f16.f32"),
-    ("k8 with a swapped", "\"r\"(a[0]), \"r\"(a[1]), \"r\"(b));", "\"r\"(a[1]), \"r\"(a[0]), \"r\"(b));"),
-    ("ldmatrix without trans", "x4.trans.shared.b16", "x4.shared.b16"),
-    ("ldmatrix with trans", "m8n8.x2.shared.b16", "m8n8.x2.trans.shared.b16"),
-    ("ldmatrix registers swapped", "\"=r\"(r[0]), \"=r\"(r[1]) :", "\"=r\"(r[1]), \"=r\"(r[0]) :"),
-    ("halves swapped", "\"=r\"(result) : \"f\"(hi), \"f\"(lo)", "\"=r\"(result) : \"f\"(lo), \"f\"(hi)"),
-    ("bf16 in the lower half", "\"h\"(uint16_t(0)), \"h\"(bits)", "\"h\"(bits), \"h\"(uint16_t(0))"),
-    ("f16 pairs for bf16 pairs", "cvt.rn.bf16x2.f32", "cvt.rn.f16x2.f32"),
-    ("the other exponential", "ex2.approx.ftz.f32 %0", "lg2.approx.ftz.f32 %0"),
-    ("the smaller one", "max.f32 %0", "min.f32 %0"),
-    ("a product with the sum", "fma.rn.f32 %0, %1, %2, %3", "fma.rn.f32 %0, %1, %3, %2"),
-    ("idx for bfly", "shfl.sync.bfly.b32", "shfl.sync.idx.b32"),
-    ("a smaller clamp", "shfl.sync.idx.b32 %0, %1, %2, 0x1f", "shfl.sync.idx.b32 %0, %1, %2, 0x0f"),
-    ("the whole of 8 bytes", "[%0], [%1], 8, %2;", "[%0], [%1], 8, 8;"),
-    (
-        "source and size swapped",
-        "4, %2;\" ::\"r\"(dst), \"l\"(src), \"r\"(src_size)",
-        "4, %0;\" ::\"r\"(dst), \"l\"(src), \"r\"(src_size)",
-    ),
-    ("a group too many left", "cp.async.wait_group %0;\" ::\"n\"(N)", "cp.async.wait_group %0;\" ::\"n\"(N + 1)"),
-    ("no commit", "asm volatile(\"cp.async.commit_group;\" ::: \"memory\");", ""),
-    ("no barrier", "asm volatile(\"bar.sync 0;\" ::: \"memory\");", ""),
-    ("another barrier for all", "asm volatile(\"bar.sync 0;\"", "asm volatile(\"bar.sync 1;\""),
-    ("barrier and count swapped", "\"r\"(id), \"r\"(threads)", "\"r\"(threads), \"r\"(id)"),
-    ("no barrier of the warp", "asm volatile(\"bar.warp.sync 0xffffffff;\" ::: \"memory\");", ""),
-    ("half a warp", "bar.warp.sync 0xffffffff", "bar.warp.sync 0x0000ffff"),
-    (
-        "the value after the sum",
-        ": \"=r\"(before) : \"l\"(address), \"r\"(value)",
-        ": \"=r\"(before) : \"l\"(address + 1), \"r\"(value)",
-    ),
-    ("an atomic of integers", "red.relaxed.gpu.global.add.f32", "red.relaxed.gpu.global.add.u32"),
-    ("a pointer left generic", "cvta.to.shared.u64 window, %1;", "mov.u64 window, %1;"),
-];
-
-/// The same of asm_sm90a.h.
-const MUTANTS_SM90A: &[(&str, &str, &str)] = &[
-    (
-        "those that are not elected",
-        "selp.u32 %0, 1, 0, p; }\" : \"=r\"(elected)",
-        "selp.u32 %0, 0, 1, p; }\" : \"=r\"(elected)",
-    ),
-    ("half a warp elects", "elect.sync _|p, 0xffffffff", "elect.sync _|p, 0x0000ffff"),
-    ("registers taken", "setmaxnreg.dec.sync", "setmaxnreg.inc.sync"),
-    ("registers given", "setmaxnreg.inc.sync", "setmaxnreg.dec.sync"),
-    ("count and mbarrier swapped", "\"r\"(barrier), \"r\"(count)", "\"r\"(count), \"r\"(barrier)"),
-    ("an arrival too many", "\"r\"(barrier), \"r\"(count)", "\"r\"(barrier), \"r\"(count + 1)"),
-    ("initialised for threads alone", "asm volatile(\"fence.mbarrier_init.release.cluster;\" ::: \"memory\");", ""),
-    ("no arrival", "asm volatile(\"mbarrier.arrive.shared::cta.b64 _, [%0];\" ::\"r\"(barrier) : \"memory\");", ""),
-    ("bytes and mbarrier swapped", "\"r\"(barrier), \"r\"(bytes)", "\"r\"(bytes), \"r\"(barrier)"),
-    (
-        "no bytes announced",
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;",
-        "mbarrier.arrive.shared::cta.b64 _, [%0];",
-    ),
-    ("complete when it is not", "[%1], %2; selp.u32 %0, 1, 0, p;", "[%1], %2; selp.u32 %0, 0, 1, p;"),
-    ("parity and mbarrier swapped", "\"r\"(barrier), \"r\"(parity)", "\"r\"(parity), \"r\"(barrier)"),
-    ("the other parity", "\"r\"(barrier), \"r\"(parity)", "\"r\"(barrier), \"r\"(parity ^ 1)"),
-    ("no fence of the proxy", "asm volatile(\"fence.proxy.async.shared::cta;\" ::: \"memory\");", ""),
-    ("columns and rows loaded swapped", "{%3, %4, %5, %6}", "{%4, %3, %5, %6}"),
-    ("heads and batch loaded swapped", "{%3, %4, %5, %6}", "{%3, %4, %6, %5}"),
-    (
-        "destination and mbarrier swapped",
-        "::\"r\"(dst), \"l\"(map), \"r\"(barrier)",
-        "::\"r\"(barrier), \"l\"(map), \"r\"(dst)",
-    ),
-    ("columns and rows stored swapped", "{%2, %3, %4, %5}", "{%3, %2, %4, %5}"),
-    ("heads and batch stored swapped", "{%2, %3, %4, %5}", "{%2, %3, %5, %4}"),
-    ("a store from elsewhere", "::\"l\"(map), \"r\"(src)", "::\"l\"(map), \"r\"(src + 1024)"),
-    ("stores never committed", "asm volatile(\"cp.async.bulk.commit_group;\" ::: \"memory\");", ""),
-    (
-        "a store too many left",
-        "cp.async.bulk.wait_group.read %0;\" ::\"n\"(N)",
-        "cp.async.bulk.wait_group.read %0;\" ::\"n\"(N + 1)",
-    ),
-    ("no fence of registers", "asm volatile(\"wgmma.fence.sync.aligned;\" ::: \"memory\");", ""),
-    ("products never committed", "asm volatile(\"wgmma.commit_group.sync.aligned;\" ::: \"memory\");", ""),
-    (
-        "a product too many left",
-        "wgmma.wait_group.sync.aligned %0;\" ::\"n\"(N)",
-        "wgmma.wait_group.sync.aligned %0;\" ::\"n\"(N + 1)",
-    ),
-    ("accumulators only written", "#define PTX_TILE(i) \"+f\"(d[i][0])", "#define PTX_TILE(i) \"=f\"(d[i][0])"),
-    ("accumulators out of order", "\"+f\"(d[i][0]), \"+f\"(d[i][1])", "\"+f\"(d[i][1]), \"+f\"(d[i][0])"),
-    ("tiles out of order", "PTX_TILE(12), PTX_TILE(13)", "PTX_TILE(13), PTX_TILE(12)"),
-    ("numbers out of order", "\", %20, %21", "\", %21, %20"),
-    ("added when it is not asked for", "setp.ne.b32 add", "setp.eq.b32 add"),
-    ("matrices swapped", "\"l\"(a), \"l\"(b)", "\"l\"(b), \"l\"(a)"),
-    ("operands of one width out of order", "PTX_WGMMA_BOTH(40, 20, 21,", "PTX_WGMMA_BOTH(40, 21, 20,"),
-    ("registers of A swapped", "\"r\"(a[0]), \"r\"(a[1])", "\"r\"(a[1]), \"r\"(a[0])"),
-    ("a sign", ", add, 1, 1, 0, 0;", ", add, 1, -1, 0, 0;"),
-    ("B MN-major", ", add, 1, 1, 0, 0;", ", add, 1, 1, 0, 1;"),
-    ("B K-major", ", add, 1, 1, 1;", ", add, 1, 1, 0;"),
-    ("f16 taken for bf16", "PTX_WGMMA(N, BF16, \"bf16\"", "PTX_WGMMA(N, BF16, \"f16\""),
-];
 
 #[test]
 fn every_mutant_of_asm_h_is_caught() {

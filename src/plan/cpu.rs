@@ -1,7 +1,7 @@
 //! Sizes of the cpu engine: how it splits its work, and the scratch that this takes.
 
 use super::instances::Instance;
-use crate::problem::{BranchProblem, Gradient, List, Problem, Results, SegmentProblem, elements};
+use crate::problem::{BranchProblem, Gradient, List, Problem, Results, SegmentProblem, Strides, elements};
 use std::ops::Range;
 
 /// Width of a row of a tile that a matrix product reads a whole register at a time.
@@ -228,39 +228,47 @@ pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
         sums: Vec::new(),
         numbers: 0,
     };
-    let Results::Backward { gradients, .. } = &problem.results else { return apart };
-    let segments: Vec<&SegmentProblem> = problem.branches.iter().flat_map(|branch| &branch.segments).collect();
-    let wanted = || {
-        gradients.iter().filter_map(|layout| match layout.gradient {
-            Gradient::K(number) => Some((layout, segments[number].group, padded(head_dim))),
-            Gradient::V(number) => Some((layout, segments[number].group, padded(value_dim))),
-            _ => None,
-        })
-    };
+    // Which gradients are wanted decides what is added up, not how: a gradient must have the same bits alone.
+    let segments: Vec<&SegmentProblem> = problem.segments().collect();
     // Without queries gradients are 0, and may still have entries.
-    if batch == 0 || wanted().any(|(_, group, _)| group == 0) {
+    if batch == 0 || segments.iter().any(|segment| segment.group == 0) {
         return apart;
     }
-    let shared = wanted().any(|(layout, ..)| layout.extents[0] != batch);
+    let in_all = |strides: Strides<4>| batch > 1 && strides[0] == 0;
+    let shared = segments.iter().any(|segment| in_all(segment.k) || in_all(segment.v));
     let entries = if shared { batch } else { 1 };
-    let unit_heads = wanted().fold(1, |heads, (_, group, _)| least_common_multiple(heads, group));
-    let (mut sums, mut numbers) = (Vec::new(), 0usize);
-    for (layout, group, width) in wanted() {
-        let [batch_of, seq_kv, ..] = layout.extents;
-        let (entries, kv_heads) = (entries.min(batch_of), unit_heads / group);
-        sums.push(KeySums { gradient: layout.gradient, offset: numbers, entries, kv_heads, seq_kv, width });
-        numbers = numbers.saturating_add(elements(&[entries, kv_heads, seq_kv, width]));
-    }
+    let unit_heads = segments.iter().fold(1, |heads, segment| least_common_multiple(heads, segment.group));
     let across = heads / unit_heads;
     let units = across * if shared { 1 } else { batch };
-    let parts = UNIT_TASKS.div_ceil(units.max(1)).min(elements(&[entries, unit_heads, blocks])).max(1);
+    let parts = UNIT_TASKS.div_ceil(units.max(1)).min(saturating(&[entries, unit_heads, blocks])).max(1);
+    let numbers = segments.iter().flat_map(|segment| {
+        [(segment.k, head_dim), (segment.v, value_dim)].map(|(strides, width)| {
+            let entries = if in_all(strides) { 1 } else { entries };
+            saturating(&[entries, unit_heads / segment.group, segment.seq_kv, padded(width)])
+        })
+    });
+    let numbers = numbers.fold(0, usize::saturating_add);
     let fits = if parts == 1 {
         numbers <= SUMS_OF_A_THREAD
     } else {
         let logits =
-            problem.seq_kv().map(|seq_kv| elements(&[batch, heads, seq_q, seq_kv])).fold(0, usize::saturating_add);
-        elements(&[units, parts, numbers]) <= (logits / LOGITS_TO_SUMS).clamp(SUMS_OF_PARTS, MOST_SUMS_OF_PARTS)
+            problem.seq_kv().map(|seq_kv| saturating(&[batch, heads, seq_q, seq_kv])).fold(0, usize::saturating_add);
+        saturating(&[units, parts, numbers]) <= (logits / LOGITS_TO_SUMS).clamp(SUMS_OF_PARTS, MOST_SUMS_OF_PARTS)
     };
+
+    let Results::Backward { gradients, .. } = &problem.results else { return apart };
+    let (mut sums, mut numbers) = (Vec::new(), 0usize);
+    for layout in gradients {
+        let (number, width) = match layout.gradient {
+            Gradient::K(number) => (number, padded(head_dim)),
+            Gradient::V(number) => (number, padded(value_dim)),
+            _ => continue,
+        };
+        let [batch_of, seq_kv, ..] = layout.extents;
+        let (entries, kv_heads) = (entries.min(batch_of), unit_heads / segments[number].group);
+        sums.push(KeySums { gradient: layout.gradient, offset: numbers, entries, kv_heads, seq_kv, width });
+        numbers = numbers.saturating_add(saturating(&[entries, kv_heads, seq_kv, width]));
+    }
     if fits && numbers > 0 {
         QueryPass { entries, heads: unit_heads, across, units, parts, sums, numbers }
     } else {
@@ -293,6 +301,10 @@ impl QueryPass {
         let first = sums.offset + ((entry * sums.kv_heads + head) * sums.seq_kv + start) * sums.width;
         Some(first..first + columns * sums.width)
     }
+}
+
+fn saturating(extents: &[usize]) -> usize {
+    extents.iter().fold(1, |product, &extent| product.saturating_mul(extent))
 }
 
 fn least_common_multiple(a: usize, b: usize) -> usize {
