@@ -262,7 +262,9 @@ fn gradients_have_the_same_bits_whatever_runs_them() {
 
 #[test]
 fn a_gradient_has_the_same_bits_alone() {
-    for engine in engines(Direction::Backward) {
+    // On a GPU the sums over queries are split into as many parts as keep all multiprocessors busy with what is wanted: two
+    // runs of one request have the same bits there, and so have only these.
+    for engine in [Engine::Cpu, Engine::Reference] {
         for case in backward_cases(engine) {
             let data = Data::new(&case, 9);
             for (gradient, together) in gradient_bits(&data, engine, |_| true) {

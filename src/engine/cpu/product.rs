@@ -208,17 +208,17 @@ impl Product<'_> {
                 Into::Scaled(scale) | Into::ScaledRuns(scale) => {
                     let scale = simd.splat_f32s(scale);
                     unrolled!(M, I => {
-                        for j in 0..N {
-                            at(I, j).write_unaligned(simd.mul_f32s(sums[I][j], scale));
+                        for (j, &sum) in sums[I].iter().enumerate() {
+                            at(I, j).write_unaligned(simd.mul_f32s(sum, scale));
                         }
                     });
                 }
                 Into::Added(scale) => {
                     let scale = simd.splat_f32s(scale);
                     unrolled!(M, I => {
-                        for j in 0..N {
+                        for (j, &sum) in sums[I].iter().enumerate() {
                             let c = at(I, j);
-                            c.write_unaligned(simd.mul_add_e_f32s(sums[I][j], scale, c.read_unaligned()));
+                            c.write_unaligned(simd.mul_add_e_f32s(sum, scale, c.read_unaligned()));
                         }
                     });
                 }
