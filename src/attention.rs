@@ -84,8 +84,8 @@ impl Attention<TensorRef<'_>> {
     /// Computes the gradients asked for from `dout`, the gradient of `out`.
     ///
     /// Nothing of size `seq_q × seq_kv` is allocated here either: the scratch is [`Plan::workspace_bytes`], which has a few
-    /// numbers for every query. The bits of a gradient depend neither on the number of threads nor on which others are
-    /// asked for.
+    /// numbers for every query and some sums for every key. The bits of a gradient do not depend on the number of threads,
+    /// nor, on the host's engines, on which others are asked for.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
