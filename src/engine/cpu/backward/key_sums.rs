@@ -4,7 +4,7 @@ use super::{Pass, Wanted};
 use crate::plan::cpu::{KeySums, QueryPass};
 use crate::problem::{Float, Gradient};
 
-/// Adds up the parts of one unit, in order, in the first.
+/// Adds up parts of so many numbers, in order, in the first.
 pub(super) fn add_parts(partial: &mut [f32], numbers: usize) -> &mut [f32] {
     let (sums, others) = partial.split_at_mut(numbers);
     for other in others.chunks(numbers) {

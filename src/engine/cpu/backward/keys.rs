@@ -3,6 +3,7 @@
 //! One task is a block of keys of one head, and all queries that read it or, where there are few blocks, a part of them.
 //! Parts are added in order, and their number does not depend on the threads: neither do the bits of the result.
 
+use super::key_sums::add_parts;
 use super::rows::Rows;
 use super::tiles::Tiles;
 use super::{Pass, covered};
@@ -60,11 +61,7 @@ pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &Rows, request: &Request<'_, 
         },
     );
     partial.par_chunks_mut(parts * size).enumerate().for_each(|(task, partial)| {
-        let (sums, others) = partial.split_at_mut(size);
-        for other in others.chunks(size) {
-            sums.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
-        }
-        work.store(task, sums);
+        work.store(task, add_parts(partial, size));
     });
 }
 
