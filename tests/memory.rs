@@ -117,6 +117,7 @@ fn scratch_does_not_grow_with_the_sequence() {
     // A thread's tiles, and dk and dv of the heads in work, which stop growing at 16 MB where heads are few. A few numbers of
     // every row come with the tokens; an Sq×Skv buffer would be 134 MB.
     const ROW: usize = 32;
+    assert!(long <= short + short / 4 + ROW * 8192, "{short} at 1,024, {long} at 8,192");
     assert!(long <= (16 << 20) + threads * (4 << 20) + ROW * 8192, "{short} at 1,024, {long} at 8,192");
     // Naive, the logits of 16 heads would be 67 MB, and their gradient as much.
     assert!(heads <= threads * (4 << 20) + ROW * 1024 * 16, "{heads} bytes for 16 heads");
