@@ -40,6 +40,20 @@ pub(crate) struct Division {
     pub(crate) tasks: usize,
     /// Parts into which the keys of a block are split.
     pub(crate) parts: usize,
+    /// Tiles that a thread keeps. Blocks of these heads follow each other.
+    pub(crate) kept: KeptTiles,
+}
+
+impl Division {
+    /// The batch entry, head and block of queries of a task: heads whose tiles are kept next to each other, since their rows
+    /// share pages, and the blocks that come back to these tiles before other heads.
+    pub(crate) fn block_of(&self, problem: &Problem, task: usize) -> [usize; 3] {
+        let (heads, blocks) = (problem.heads, problem.seq_q.div_ceil(self.block_q));
+        let (b, task) = (task / (heads * blocks), task % (heads * blocks));
+        let first = task / (self.kept.heads * blocks) * self.kept.heads;
+        let (task, heads) = (task - first * blocks, self.kept.heads.min(heads - first));
+        [b, first + task % heads, task / heads]
+    }
 }
 
 /// Parts into which keys are split where blocks of queries alone make so many tasks.
@@ -66,7 +80,10 @@ pub(crate) fn division(problem: &Problem, threads: usize) -> Division {
     while block_q > GROUP && (parts > 1 || large(block_q)) {
         block_q /= 2;
     }
-    Division { block_q, tasks: tasks(block_q), parts }
+    let tasks = tasks(block_q);
+    // Tiles that are made for a neighbour's sake are lost where another thread takes the neighbour: at the ends of its tasks.
+    let heads = if parts > 1 { 1 } else { tasks / (2 * threads) };
+    Division { block_q, tasks, parts, kept: KeptTiles::of(problem, BLOCK_KV, heads) }
 }
 
 /// Queries that are few: more are faster side by side in registers (benches/NOTEBOOK.md).
@@ -148,9 +165,9 @@ pub(super) fn forward_bytes(problem: &Problem, threads: usize) -> usize {
         return split.bytes(problem, threads);
     }
     let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
-    let Division { block_q, tasks, parts } = division(problem, threads);
+    let Division { block_q, tasks, parts, kept } = division(problem, threads);
     let queries = block_q * (head_dim + 2 * value_dim + 2);
-    let keys = BLOCK_KV * (head_dim.next_multiple_of(GROUP) + padded(value_dim) + GROUP);
+    let keys = kept.tiles * BLOCK_KV * (head_dim.next_multiple_of(GROUP) + padded(value_dim)) + BLOCK_KV * GROUP;
     let partial =
         if parts == 1 { 0 } else { elements(&[tasks, parts, problem.branches.len(), block_q, value_dim + 2]) };
     (queries + keys).saturating_mul(threads).saturating_add(partial).saturating_mul(size_of::<f32>())
@@ -170,7 +187,7 @@ const SUMS_OF_PARTS: usize = 4 << 20;
 const MOST_SUMS_OF_PARTS: usize = 16 << 20;
 const LOGITS_TO_SUMS: usize = 8;
 
-/// Numbers of keys and values that a thread of a backward keeps converted, for the blocks that come back to them.
+/// Numbers of keys and values that a thread keeps converted, for the blocks that come back to them.
 const KEPT_OF_A_THREAD: usize = 512 << 10;
 
 /// Numbers of one tile of keys and values in panels.
@@ -178,10 +195,31 @@ fn tile_numbers(problem: &Problem, block_kv: usize) -> usize {
     block_kv * (problem.head_dim.next_multiple_of(GROUP) + problem.value_dim.next_multiple_of(GROUP))
 }
 
-/// Tiles of keys and values that a thread of a backward keeps.
-pub(crate) fn kept_tiles(problem: &Problem, block_kv: usize) -> usize {
-    let tiles = problem.seq_kv().map(|seq_kv| seq_kv.div_ceil(block_kv)).fold(0, usize::saturating_add);
-    tiles.min(KEPT_OF_A_THREAD / tile_numbers(problem, block_kv).max(1)).max(1)
+/// The tiles of keys and values that a thread keeps.
+pub(crate) struct KeptTiles {
+    /// Query heads that meet them: at least one, whose tiles may be more than there is room for.
+    pub(crate) heads: usize,
+    /// Of all these heads, at least one.
+    pub(crate) tiles: usize,
+}
+
+impl KeptTiles {
+    /// Those of as many heads as there is room for, up to `most`.
+    pub(crate) fn of(problem: &Problem, block_kv: usize, most: usize) -> Self {
+        let room = KEPT_OF_A_THREAD / tile_numbers(problem, block_kv).max(1);
+        let of_heads = |heads: usize| {
+            let kept = KeptTiles { heads, tiles: 0 };
+            let tiles = |segment| kept.heads_of(segment).saturating_mul(segment.seq_kv.div_ceil(block_kv));
+            problem.segments().map(tiles).fold(0, usize::saturating_add)
+        };
+        let heads = (1..=most.min(problem.heads)).rev().find(|&heads| of_heads(heads) <= room).unwrap_or(1);
+        KeptTiles { heads, tiles: of_heads(heads).min(room).max(1) }
+    }
+
+    /// Heads of a segment's keys that these query heads read.
+    pub(crate) fn heads_of(&self, segment: &SegmentProblem) -> usize {
+        self.heads.div_ceil(segment.group.max(1))
+    }
 }
 
 /// How a backward goes over the queries.
@@ -332,7 +370,7 @@ pub(super) fn backward_bytes(instance: &Instance, problem: &Problem, threads: us
 
     let width = padded(head_dim) + padded(value_dim);
     let scores = if problem.softcap.is_some() { 3 } else { 2 } * block_q * block_kv;
-    let keys = kept_tiles(problem, block_kv) * tile_numbers(problem, block_kv);
+    let keys = KeptTiles::of(problem, block_kv, 1).tiles * tile_numbers(problem, block_kv);
     let tiles = block_q * (head_dim + value_dim + width) + keys + scores;
     let QueryPass { units, parts, sums, numbers, .. } = query_pass(problem, block_q);
     if !sums.is_empty() {

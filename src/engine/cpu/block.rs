@@ -2,15 +2,16 @@
 
 use super::element::{Element, Holds};
 use super::group::add_weighted;
+use super::kept::Kept;
 use super::logits::{Keys, Queries};
 use super::pack::{from_lanes, to_lanes, to_panels};
 use super::parts::{self, Partial};
-use super::prefetch::Ahead;
+use super::prefetch::{AHEAD, lines};
 use super::product::{Into, Left, Product};
 use super::shared::SharedRows;
 use super::softmax::OnlineSoftmax;
 use crate::engine::host::{Inputs, View};
-use crate::plan::cpu::{BLOCK_KV, GROUP, padded, parts_of};
+use crate::plan::cpu::{BLOCK_KV, Division, GROUP, padded, parts_of};
 use crate::problem::{BranchProblem, Float, Problem};
 
 /// The tiles of one thread, those that products read made of `E`. Where queries are side by side, those of a group are.
@@ -19,10 +20,8 @@ use crate::problem::{BranchProblem, Float, Problem};
 pub(super) struct Scratch<E> {
     /// `[groups, head_dim, GROUP]`
     q: Vec<E>,
-    /// Keys of one tile, in panels: `[ceil(head_dim / GROUP), columns, GROUP]`.
-    k: Vec<E>,
-    /// Their values: `[columns, padded value_dim]`.
-    v: Vec<E>,
+    /// Tiles of keys, and of their values `[columns, padded value_dim]`.
+    kept: Kept<E>,
     /// Logits of one group, then probabilities: `[columns, GROUP]`.
     s: Vec<f32>,
     /// Unnormalised result of one branch: `[groups, value_dim, GROUP]`.
@@ -34,13 +33,13 @@ pub(super) struct Scratch<E> {
 }
 
 impl<E: Element> Scratch<E> {
-    pub(super) fn new(problem: &Problem, block_q: usize) -> Self {
+    pub(super) fn new(problem: &Problem, division: &Division) -> Self {
         let (head_dim, value_dim) = (problem.head_dim.div_ceil(E::NUMBERS), problem.value_dim);
-        let (queries, zero) = (block_q.next_multiple_of(GROUP), E::zeroed());
+        let queries = division.block_q.next_multiple_of(GROUP);
+        let (k, v) = (BLOCK_KV * head_dim.next_multiple_of(GROUP), BLOCK_KV.div_ceil(E::NUMBERS) * padded(value_dim));
         Scratch {
-            q: vec![zero; queries * head_dim],
-            k: vec![zero; BLOCK_KV * head_dim.next_multiple_of(GROUP)],
-            v: vec![zero; BLOCK_KV.div_ceil(E::NUMBERS) * padded(value_dim)],
+            q: vec![E::zeroed(); queries * head_dim],
+            kept: Kept::new(problem, BLOCK_KV, &division.kept, [k, v]),
             s: vec![0.0; BLOCK_KV * GROUP],
             o: vec![0.0; queries * value_dim],
             out: vec![0.0; queries * value_dim],
@@ -58,8 +57,6 @@ pub(super) struct Block<'a> {
     pub(super) part: [usize; 2],
     /// Whether lse is wanted: of a closed branch it is all that is.
     pub(super) with_lse: bool,
-    /// The block that this thread most likely computes next.
-    pub(super) next: Option<Queries<'a>>,
 }
 
 impl<'a> Block<'a> {
@@ -73,7 +70,7 @@ impl<'a> Block<'a> {
         self.load_queries::<T, E>(scratch);
         self.start(scratch, out);
         for (n, branch) in self.branches() {
-            self.branch::<T, E>(scratch, n, branch, Some(out));
+            self.branch::<T, E>(scratch, n, branch);
             self.add_branch(scratch, n, lse);
         }
         self.store(scratch, out);
@@ -84,7 +81,7 @@ impl<'a> Block<'a> {
         self.load_queries::<T, E>(scratch);
         let size = partial.len() / self.queries.problem.branches.len();
         for (n, branch) in self.branches() {
-            self.branch::<T, E>(scratch, n, branch, None);
+            self.branch::<T, E>(scratch, n, branch);
             parts::save(&scratch.o, &scratch.softmax, &mut partial[n * size..][..size]);
         }
     }
@@ -121,6 +118,11 @@ impl<'a> Block<'a> {
         let width = self.queries.problem.head_dim;
         let size = width.div_ceil(E::NUMBERS) * GROUP;
         for (g, group) in self.queries.groups() {
+            for r in self.queries.after(&group) {
+                let Queries { b, h, first, .. } = self.queries;
+                let start = self.inputs.q.position([b, first + r, h, 0]);
+                lines(self.inputs.q.data::<T>()[start..].as_ptr(), width);
+            }
             group.load_lanes::<T, E>(&self.inputs.q, &mut scratch.q[g * size..], width);
         }
     }
@@ -139,14 +141,12 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Leaves the branch's unnormalised result in `scratch.o` and its softmax state in `scratch.softmax`. `out` is where the
-    /// block's result will go.
+    /// Leaves the branch's unnormalised result in `scratch.o` and its softmax state in `scratch.softmax`.
     fn branch<T: Float, E: Holds<T>>(
         &self,
         scratch: &mut Scratch<E>,
         n: usize,
         branch: &'a BranchProblem,
-        out: Option<&'a SharedRows<'a, T>>,
     ) {
         let Block { queries, inputs, part: [part, parts], .. } = *self;
         let (head_dim, value_dim) = (queries.problem.head_dim.div_ceil(E::NUMBERS), queries.problem.value_dim);
@@ -155,25 +155,18 @@ impl<'a> Block<'a> {
 
         let segments = &inputs.branches[n].segments;
         let part = [part, parts.min(parts_of(branch))];
-        let mut tiles = queries.tiles_of_part(branch, segments, BLOCK_KV, part).peekable();
-        while let Some(keys) = tiles.next() {
-            let ahead = match tiles.peek() {
-                None if n == 0 => Ahead::after(self, out),
-                next => Ahead::tile(queries.problem, next.copied()),
-            };
-            keys.load_panels::<T, E>(&keys.bound.k, &mut scratch.k, queries.problem.head_dim);
-            keys.load_values::<T, E>(&mut scratch.v, value_dim);
+        for keys in queries.tiles_of_part(branch, segments, BLOCK_KV, part) {
+            let [k, v] = load::<T, E>(&mut scratch.kept, &keys, queries.problem);
             for (g, group) in queries.groups() {
-                ahead.fetch(g, scratch.softmax.len());
                 if !group.sees(&keys) {
                     continue;
                 }
                 let q = &scratch.q[g * head_dim * GROUP..][..head_dim * GROUP];
-                group.lane_logits::<T, E>(&keys, (q, &scratch.k), &mut scratch.s, None);
+                group.lane_logits::<T, E>(&keys, (q, k), &mut scratch.s, None);
                 let s = &mut scratch.s[..keys.columns * GROUP];
                 let correction = scratch.softmax[g].step(s);
                 Product {
-                    left: Left::Transposed(&scratch.v, padded(value_dim)),
+                    left: Left::Transposed(v, padded(value_dim)),
                     right: E::probabilities(s),
                     right_stride: GROUP,
                     c: &mut scratch.o[g * value_dim * GROUP..][..value_dim * GROUP],
@@ -216,11 +209,15 @@ impl<'a> Block<'a> {
     /// Rounds the sum to `out`.
     fn store<T: Float, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
         let width = self.queries.problem.value_dim;
-        // The branches are all added.
-        let row = &mut scratch.o[..width];
-        for (g, Queries { b, h, first, rows, .. }) in self.queries.groups() {
-            for r in 0..rows {
-                from_lanes(&scratch.out[g * width * GROUP..][..width * GROUP], r, row);
+        for (g, group) in self.queries.groups() {
+            let Queries { b, h, first, rows, .. } = group;
+            for r in self.queries.after(&group) {
+                lines(out.address([b, self.queries.first + r, h, 0]), width);
+            }
+            // The branches are all added.
+            let turned = &mut scratch.o[..rows * width];
+            from_lanes(&scratch.out[g * width * GROUP..][..width * GROUP], turned, width);
+            for (r, row) in turned.chunks(width).enumerate() {
                 // SAFETY: tasks partition (b, h, first..first + rows), and this task holds one row at a time.
                 T::narrow(row, unsafe { out.row([b, first + r, h, 0], width) });
             }
@@ -228,20 +225,44 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Keys and values of a tile, converted now unless they are kept.
+///
+/// Reaching a row costs more than copying it, since rows of one head lie pages apart. So where neighbouring heads are in work
+/// too, all of them are converted with the first one.
+fn load<'s, T: Float, E: Holds<T>>(kept: &'s mut Kept<E>, keys: &Keys<'_>, problem: &Problem) -> [&'s [E]; 2] {
+    let (place, [there, _]) = kept.find(keys);
+    if !there {
+        let mut tiles: Vec<_> = kept.fill_beside(keys, problem.heads / keys.segment.group).collect();
+        for c in 0..keys.columns {
+            for (keys, [k, _]) in &mut tiles {
+                to_panels(keys.row_ahead::<T>(&keys.bound.k, c, problem.head_dim), c, keys.columns, k);
+            }
+        }
+        for c in (0..keys.columns).step_by(E::NUMBERS) {
+            for (keys, [_, v]) in &mut tiles {
+                let row = |c: usize| keys.row_ahead::<T>(&keys.bound.v, c, problem.value_dim);
+                let next = (E::NUMBERS == 2 && c + 1 < keys.columns).then(|| row(c + 1));
+                let v = &mut v[c / E::NUMBERS * padded(problem.value_dim)..][..problem.value_dim];
+                E::across(row(c), next, v);
+            }
+        }
+    }
+    kept.tile(place)
+}
+
 impl Keys<'_> {
-    /// Converts the rows of keys to panels.
+    /// Converts rows to panels.
     pub(super) fn load_panels<T: Float, E: Holds<T>>(&self, view: &View<'_, 4>, panels: &mut [E], width: usize) {
         for c in 0..self.columns {
-            to_panels(self.row::<T>(view, c, width), c, self.columns, panels);
+            to_panels(self.row_ahead::<T>(view, c, width), c, self.columns, panels);
         }
     }
 
-    /// Converts the rows of values, `[columns, padded value_dim]`; columns count elements.
-    fn load_values<T: Float, E: Holds<T>>(&self, tile: &mut [E], width: usize) {
-        for (first, tile) in (0..self.columns).step_by(E::NUMBERS).zip(tile.chunks_exact_mut(padded(width))) {
-            let next = self.columns.min(first + E::NUMBERS) > first + 1;
-            let row = |c: usize| self.row::<T>(&self.bound.v, c, width);
-            E::across(row(first), next.then(|| row(first + 1)), &mut tile[..width]);
+    /// Row `c`, while one of those that follow is asked for.
+    fn row_ahead<'v, T: Float>(&self, view: &View<'v, 4>, c: usize, width: usize) -> &'v [T] {
+        if c + AHEAD < self.columns {
+            lines(self.row::<T>(view, c + AHEAD, width).as_ptr(), width);
         }
+        self.row(view, c, width)
     }
 }

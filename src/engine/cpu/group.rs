@@ -10,6 +10,7 @@ use crate::plan::cpu::GROUP;
 use crate::problem::{DType, Float};
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
+use std::ops::Range;
 
 impl<'a> Queries<'a> {
     /// Groups of these queries, up to [`GROUP`] each.
@@ -17,6 +18,12 @@ impl<'a> Queries<'a> {
         let group =
             move |g: usize| Queries { first: self.first + g * GROUP, rows: GROUP.min(self.rows - g * GROUP), ..self };
         (0..self.rows.div_ceil(GROUP)).map(move |g| (g, group(g)))
+    }
+
+    /// Rows of these queries that the group after `group` has.
+    pub(super) fn after(&self, group: &Queries<'_>) -> Range<usize> {
+        let end = group.first + group.rows - self.first;
+        end..self.rows.min(end + GROUP)
     }
 
     /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, each to a lane of `[width, GROUP]` elements.

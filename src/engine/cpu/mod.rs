@@ -11,6 +11,7 @@ mod block;
 mod decode;
 mod element;
 mod group;
+mod kept;
 mod logits;
 mod pack;
 mod parts;
@@ -18,7 +19,9 @@ mod prefetch;
 mod product;
 mod shared;
 mod softmax;
+mod tasks;
 mod tile;
+mod turn;
 mod widen;
 
 pub(crate) use backward::backward;
@@ -69,23 +72,16 @@ fn forward_typed<T: Float, E: Holds<T>>(
     lse: Option<TensorMut<'_>>,
 ) {
     let (out, lse) = shared::<T>(problem, out, lse);
-    let Division { block_q, tasks, parts } = division(problem, rayon::current_num_threads());
-    let (blocks, heads) = (problem.seq_q.div_ceil(block_q), problem.heads);
-    let queries = |task: usize| {
-        // Heads next to each other: their rows share pages.
-        let (b, block, h) = (task / heads / blocks, task / heads % blocks, task % heads);
-        Queries::block(problem, [b, h, block], block_q)
-    };
+    let division = division(problem, rayon::current_num_threads());
+    let Division { block_q, tasks, parts, .. } = division;
     let block = |task: usize, part: [usize; 2]| {
-        // Parts of one block are computed after each other.
-        let next = (part[1] == 1 && task + 1 < tasks).then(|| queries(task + 1));
-        Block { queries: queries(task), inputs, part, with_lse: lse.is_some(), next }
+        let queries = Queries::block(problem, division.block_of(problem, task), block_q);
+        Block { queries, inputs, part, with_lse: lse.is_some() }
     };
-    let scratch = || Scratch::<E>::new(problem, block_q);
+    let scratch = || Scratch::<E>::new(problem, &division);
     if parts == 1 {
-        (0..tasks)
-            .into_par_iter()
-            .for_each_init(scratch, |scratch, task| block(task, [0, 1]).forward(scratch, &out, &lse));
+        let unit = division.kept.heads * problem.seq_q.div_ceil(block_q);
+        tasks::in_runs(tasks, unit, scratch, |scratch, task| block(task, [0, 1]).forward(scratch, &out, &lse));
         return;
     }
     let size = problem.branches.len() * parts::size(block_q.div_ceil(GROUP), problem.value_dim);

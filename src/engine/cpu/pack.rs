@@ -1,6 +1,7 @@
 //! From tensors to the layouts of tiles and back.
 
 use super::element::Holds;
+use super::turn::turn;
 use crate::plan::cpu::GROUP;
 use crate::problem::Float;
 
@@ -37,18 +38,16 @@ pub(super) fn to_lanes<'a, T: Float, E: Holds<T>>(
                 None => E::along(row, &mut block[..row.len().div_ceil(E::NUMBERS)]),
             }
         }
-        for (d, lanes) in lanes.chunks_mut(stride).skip(n * BLOCK).take(BLOCK.min(width - n * BLOCK)).enumerate() {
-            let turned: [f32; GROUP] = std::array::from_fn(|lane| block[lane][d]);
-            lanes[..GROUP].copy_from_slice(bytemuck::cast_slice(&turned));
-        }
+        let columns = BLOCK.min(width - n * BLOCK);
+        let lanes = bytemuck::cast_slice_mut(&mut lanes[n * BLOCK * stride..]);
+        turn((block.as_flattened(), BLOCK), (lanes, stride), [GROUP, columns]);
     }
 }
 
-/// The row of lane `lane` of `[width, GROUP]`.
-pub(super) fn from_lanes(lanes: &[f32], lane: usize, row: &mut [f32]) {
-    for (x, lanes) in row.iter_mut().zip(lanes.chunks_exact(GROUP)) {
-        *x = lanes[lane];
-    }
+/// Rows `[rows, width]` from those that lie side by side in `[width, GROUP]`.
+pub(super) fn from_lanes(lanes: &[f32], rows: &mut [f32], width: usize) {
+    let count = rows.len() / width.max(1);
+    turn((lanes, GROUP), (rows, width), [width, count]);
 }
 
 /// Columns that are turned at a time.
@@ -75,11 +74,9 @@ mod tests {
                 assert!(row(d)[GROUP..].iter().all(|x| x.is_nan()), "what lies between rows is not written");
             }
             let lanes: Vec<f32> = (0..width).flat_map(|d| row(d)[..GROUP].to_vec()).collect();
-            for (lane, row) in tensor.chunks(width).enumerate() {
-                let mut back = vec![f32::NAN; width];
-                from_lanes(&lanes, lane, &mut back);
-                assert_eq!(back, row);
-            }
+            let mut back = vec![f32::NAN; tensor.len()];
+            from_lanes(&lanes, &mut back, width);
+            assert_eq!(back, tensor);
         }
     }
 }

@@ -3,6 +3,17 @@
 use crate::plan::cpu::GROUP;
 use pulp::{Arch, Simd, WithSimd};
 
+/// As many registers as `$like` has, each computed before a next step begins.
+macro_rules! each {
+    ($like:expr, $i:ident => $value:expr) => {{
+        let mut all = $like;
+        for $i in 0..all.len() {
+            all[$i] = $value;
+        }
+        all
+    }};
+}
+
 /// A number of each query of a group.
 pub(super) type Lanes = [f32; GROUP];
 
@@ -47,36 +58,58 @@ impl WithSimd for Step<'_> {
         let (corrections, _) = S::as_mut_simd_f32s(self.correction);
         let registers = const { GROUP / S::F32_LANES };
         for j in 0..registers {
-            let mut max = [simd.splat_f32s(f32::NEG_INFINITY); 4];
+            let (mut max, mut min) = ([simd.splat_f32s(f32::NEG_INFINITY); 4], [simd.splat_f32s(f32::INFINITY); 2]);
             let rows = logits.chunks_exact(4 * registers);
             for row in rows.remainder().chunks_exact(registers) {
                 // The order matters on x86: of a NaN and a number this takes the number, which NaN must not hide.
                 max[0] = simd.max_f32s(row[j], max[0]);
+                min[0] = simd.min_f32s(row[j], min[0]);
             }
             for rows in rows {
-                for (i, max) in max.iter_mut().enumerate() {
-                    *max = simd.max_f32s(rows[i * registers + j], *max);
+                for i in 0..4 {
+                    max[i] = simd.max_f32s(rows[i * registers + j], max[i]);
+                    min[i % 2] = simd.min_f32s(rows[i * registers + j], min[i % 2]);
                 }
             }
             let max = max.into_iter().fold(maxima[j], |a, b| simd.max_f32s(a, b));
             let reference = finite::<S>(simd, max);
-            // Two sums, not more: the constants of `exp` take the registers.
-            let mut sum = [simd.splat_f32s(0.0); 2];
-            let mut rows = logits.chunks_exact_mut(2 * registers);
-            for rows in &mut rows {
-                sum[0] = add_exp(simd, &mut rows[j], reference, sum[0]);
-                sum[1] = add_exp(simd, &mut rows[registers + j], reference, sum[1]);
-            }
-            if let Some(last) = rows.into_remainder().get_mut(j) {
-                sum[0] = add_exp(simd, last, reference, sum[0]);
-            }
-            let sum = simd.add_f32s(sum[0], sum[1]);
-            let correction = exp::<S>(simd, simd.sub_f32s(maxima[j], reference));
+            let least = simd.sub_f32s(simd.min_f32s(min[0], min[1]), reference);
+            let negligible = simd.less_than_f32s(least, simd.splat_f32s(NEGLIGIBLE));
+            let sum = if simd.first_true_m32s(negligible) == S::F32_LANES {
+                add_exponentials::<S, false>(simd, logits, j, reference)
+            } else {
+                add_exponentials::<S, true>(simd, logits, j, reference)
+            };
+            let [correction] = exp::<S, true, 1>(simd, [simd.sub_f32s(maxima[j], reference)]);
             sums[j] = simd.mul_add_e_f32s(sums[j], correction, sum);
             maxima[j] = max;
             corrections[j] = correction;
         }
     }
+}
+
+/// Replaces each logit in register `j` of its row by `exp(s - max)`, and returns their sum; with `TEST` some may be negligible.
+///
+/// Four at a time, for their steps to wait for the processor instead of each other.
+#[inline(always)]
+fn add_exponentials<S: Simd, const TEST: bool>(simd: S, logits: &mut [S::f32s], j: usize, max: S::f32s) -> S::f32s {
+    let registers = const { GROUP / S::F32_LANES };
+    // Two sums, not more: the constants of `exp` take the registers.
+    let mut sum = [simd.splat_f32s(0.0); 2];
+    let mut fours = logits.chunks_exact_mut(4 * registers);
+    for rows in &mut fours {
+        let e = exp::<S, TEST, 4>(simd, each!([max; 4], i => simd.sub_f32s(rows[i * registers + j], max)));
+        for i in 0..4 {
+            rows[i * registers + j] = e[i];
+            sum[i % 2] = simd.add_f32s(sum[i % 2], e[i]);
+        }
+    }
+    for row in fours.into_remainder().chunks_exact_mut(registers) {
+        let [e] = exp::<S, TEST, 1>(simd, [simd.sub_f32s(row[j], max)]);
+        row[j] = e;
+        sum[0] = simd.add_f32s(sum[0], e);
+    }
+    simd.add_f32s(sum[0], sum[1])
 }
 
 /// `exp(s - max)` of each logit of one query, in place.
@@ -97,18 +130,11 @@ impl WithSimd for Exponentials<'_> {
         let max = simd.splat_f32s(self.max);
         let (whole, rest) = S::as_mut_simd_f32s(self.logits);
         for s in whole {
-            *s = exp::<S>(simd, simd.sub_f32s(*s, max));
+            [*s] = exp::<S, true, 1>(simd, [simd.sub_f32s(*s, max)]);
         }
-        let s = exp::<S>(simd, simd.sub_f32s(simd.partial_load_f32s(rest), max));
+        let [s] = exp::<S, true, 1>(simd, [simd.sub_f32s(simd.partial_load_f32s(rest), max)]);
         simd.partial_store_f32s(rest, s);
     }
-}
-
-/// Replaces `s` by `exp(s - max)` and returns `sum` with it.
-#[inline(always)]
-fn add_exp<S: Simd>(simd: S, s: &mut S::f32s, max: S::f32s, sum: S::f32s) -> S::f32s {
-    *s = exp::<S>(simd, simd.sub_f32s(*s, max));
-    simd.add_f32s(sum, *s)
 }
 
 /// Takes -inf, the maximum of no keys, for 0: every logit there is -inf, and so is its difference to 0.
@@ -123,27 +149,42 @@ fn finite<S: Simd>(simd: S, max: S::f32s) -> S::f32s {
 /// took four times as long (benches/NOTEBOOK.md).
 const NEGLIGIBLE: f32 = -80.0;
 
-/// `exp(x)` for x up to 80, to within 1 unit in the last place; 0 below [`NEGLIGIBLE`], NaN of NaN.
+/// `exp(x)` for x up to 80, to within 1 unit in the last place, NaN of NaN; 0 below [`NEGLIGIBLE`] with `TEST`, without which
+/// no x may be there.
 ///
 /// Cody and Waite: x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two parts of which the first times n is exact; e^r =
 /// 1 + r + r² q(r), q of degree 4 fitted for the least relative error of the whole, 3e-9.
 #[inline(always)]
-pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+pub(super) fn exp<S: Simd, const TEST: bool, const N: usize>(simd: S, x: [S::f32s; N]) -> [S::f32s; N] {
     const LN2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
     const Q: [f32; 5] = [0.499_999_94, 0.166_665_21, 0.041_668_39, 0.008_368_745, 0.001_381_453_9];
     /// Added to a small number it leaves the nearest integer in the lowest bits, with the exponent's bias on top.
     const ROUND: f32 = 12_582_912.0 + 127.0;
 
-    let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), simd.splat_f32s(ROUND));
-    let n = simd.sub_f32s(shifted, simd.splat_f32s(ROUND));
-    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN2[0]), x);
-    let r = simd.mul_add_e_f32s(n, simd.splat_f32s(-LN2[1]), r);
-    let q = Q[..4].iter().rev().fold(simd.splat_f32s(Q[4]), |q, &c| simd.mul_add_e_f32s(q, r, simd.splat_f32s(c)));
-    let e = simd.mul_add_e_f32s(simd.mul_f32s(r, r), q, r);
-    let e = simd.add_f32s(e, simd.splat_f32s(1.0));
-    let power = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
-    let e = simd.mul_f32s(e, simd.transmute_f32s_u32s(power));
-    simd.select_f32s(simd.less_than_f32s(x, simd.splat_f32s(NEGLIGIBLE)), simd.splat_f32s(0.0), e)
+    let [log2_e, round] = [std::f32::consts::LOG2_E, ROUND].map(|c| simd.splat_f32s(c));
+    let (ln2, q) = (LN2.map(|c| simd.splat_f32s(-c)), Q.map(|c| simd.splat_f32s(c)));
+    let shifted = each!(x, i => simd.mul_add_e_f32s(x[i], log2_e, round));
+    let n = each!(x, i => simd.sub_f32s(shifted[i], round));
+    let r = each!(x, i => simd.mul_add_e_f32s(n[i], ln2[0], x[i]));
+    let r = each!(x, i => simd.mul_add_e_f32s(n[i], ln2[1], r[i]));
+    let r2 = each!(x, i => simd.mul_f32s(r[i], r[i]));
+    // Estrin's order: two halves that do not wait for each other.
+    let high = each!(x, i => simd.mul_add_e_f32s(r[i], q[3], q[2]));
+    let high = each!(x, i => simd.mul_add_e_f32s(r2[i], q[4], high[i]));
+    let low = each!(x, i => simd.mul_add_e_f32s(r[i], q[1], q[0]));
+    let sum = each!(x, i => simd.mul_add_e_f32s(r2[i], high[i], low[i]));
+    let e = each!(x, i => simd.mul_add_e_f32s(r2[i], sum[i], r[i]));
+    let e = each!(x, i => {
+        let bits = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted[i]), simd.splat_u32s(23));
+        let power = simd.transmute_f32s_u32s(bits);
+        simd.mul_add_e_f32s(e[i], power, power)
+    });
+    if TEST {
+        let negligible = simd.splat_f32s(NEGLIGIBLE);
+        each!(x, i => simd.select_f32s(simd.less_than_f32s(x[i], negligible), simd.splat_f32s(0.0), e[i]))
+    } else {
+        e
+    }
 }
 
 #[cfg(test)]

@@ -25,18 +25,21 @@ pub(super) fn run<T: Float>(
     let [batch, heads, seq_q, seq_kv] = layout.extents;
     let (blocks, tiles) = (seq_q.div_ceil(block_q), seq_kv.div_ceil(block_kv));
     (0..elements(&[batch, heads, blocks, tiles])).into_par_iter().for_each_init(
-        || (Tiles::new(pass), vec![0.0; block_q * block_kv], vec![0.0; block_kv]),
-        |(scratch, sums, row), task| {
+        || (Tiles::new(pass), vec![0.0; block_q * block_kv], vec![0.0; GROUP * block_kv]),
+        |(scratch, sums, rows_of_group), task| {
             let (head, block, tile) = (task / tiles / blocks, task / tiles % blocks, task % tiles);
             let [b, h] = [head / heads, head % heads];
             sums.fill(0.0);
             Work { pass, rows, n, s, layout }.add::<T>(scratch, [b, h, block, tile], sums);
             let (first, start) = (block * block_q, tile * block_kv);
-            let row = &mut row[..block_kv.min(seq_kv - start)];
-            for r in 0..block_q.min(seq_q - first) {
-                from_lanes(&sums[r / GROUP * block_kv * GROUP..], r % GROUP, row);
-                // SAFETY: tasks partition the gradient's index space, and each is stored once.
-                unsafe { dbias.store([b, h, first + r, start], row) };
+            let columns = block_kv.min(seq_kv - start);
+            for (g, sums) in (0..block_q.min(seq_q - first)).step_by(GROUP).zip(sums.chunks(block_kv * GROUP)) {
+                let group = &mut rows_of_group[..GROUP.min(seq_q - first - g) * columns];
+                from_lanes(sums, group, columns);
+                for (r, row) in group.chunks(columns).enumerate() {
+                    // SAFETY: tasks partition the gradient's index space, and each is stored once.
+                    unsafe { dbias.store([b, h, first + g + r, start], row) };
+                }
             }
         },
     );

@@ -24,8 +24,8 @@ struct Scratch {
     /// Of each group.
     softmax: Vec<OnlineSoftmax>,
     sums: Vec<Sums>,
-    /// A row of the saved `out`, or of dq.
-    row: Vec<f32>,
+    /// A row of the saved `out`, or those of dq of a group.
+    rows: Vec<f32>,
     /// dk and dv of a unit, where its blocks are one part.
     keys: Vec<f32>,
 }
@@ -47,7 +47,7 @@ pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &mut Rows, wanted: &Wanted<'_
         dq: vec![0.0; block_q * problem.head_dim],
         softmax: vec![OnlineSoftmax::EMPTY; block_q / GROUP],
         sums: vec![Sums::EMPTY; block_q / GROUP],
-        row: vec![0.0; problem.head_dim.max(problem.value_dim)],
+        rows: vec![0.0; problem.value_dim.max(problem.head_dim * GROUP)],
         keys: vec![0.0; if parts == 1 { numbers } else { 0 }],
     };
     let mut partial = vec![0.0; if parts == 1 { 0 } else { division.units * parts * numbers }];
@@ -116,11 +116,11 @@ impl<T: Float> Block<'_, T> {
         }
         if let Some((_, dq)) = wanted.find(Gradient::Q) {
             let width = problem.head_dim;
-            let row = &mut scratch.row[..width];
             for (g, Queries { first, rows, .. }) in queries.groups() {
-                for r in 0..rows {
-                    from_lanes(&scratch.dq[g * width * GROUP..][..width * GROUP], r, row);
-                    row.iter_mut().for_each(|dq| *dq *= problem.softmax_scale);
+                let dq_rows = &mut scratch.rows[..rows * width];
+                from_lanes(&scratch.dq[g * width * GROUP..][..width * GROUP], dq_rows, width);
+                dq_rows.iter_mut().for_each(|dq| *dq *= problem.softmax_scale);
+                for (r, row) in dq_rows.chunks(width).enumerate() {
                     // SAFETY: tasks partition the blocks, and these (b, h, first..first + rows).
                     unsafe { dq.store([b, first + r, h, 0], row) };
                 }
@@ -143,10 +143,10 @@ impl<T: Float> Block<'_, T> {
         let width = problem.value_dim;
         for (r, row) in rows.iter_mut().enumerate().filter(|&(r, _)| lse_of(r) != f32::NEG_INFINITY) {
             let start = out.position([b, first + r, h, 0]);
-            T::widen(&out.data::<T>()[start..][..width], &mut scratch.row[..width]);
+            T::widen(&out.data::<T>()[start..][..width], &mut scratch.rows[..width]);
             let dout = &scratch.tiles.dout_rows[r * padded(width)..][..width];
             // Equation 12 of a single branch.
-            let delta = dot(dout, &scratch.row[..width]);
+            let delta = dot(dout, &scratch.rows[..width]);
             *row = Row { max: lse_of(r), weight: pass.weight(0, [b, h, first + r]), factor: 1.0, delta, dout_o: 0.0 };
         }
         true

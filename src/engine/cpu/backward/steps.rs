@@ -169,7 +169,7 @@ impl Differentiate<'_> {
             let [max, factor, weight, high, low] = [max, factor, weight, high, low].map(|lanes| of(lanes, j));
             for (p, ds) in p.chunks_exact_mut(registers).zip(ds.chunks_exact_mut(registers)) {
                 let (p, ds) = (&mut p[j], &mut ds[j]);
-                let e = if STEPPED { *p } else { exp::<S>(simd, simd.sub_f32s(*p, max)) };
+                let e = if STEPPED { *p } else { exp::<S, true, 1>(simd, [simd.sub_f32s(*p, max)])[0] };
                 let probability = simd.mul_f32s(e, factor);
                 if VALUES {
                     // Fused, so that `w dout · v` loses no digit before it meets `Δ`.

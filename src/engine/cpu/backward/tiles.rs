@@ -6,11 +6,12 @@
 use super::Pass;
 use super::rows::Row;
 use super::steps::{Differentiate, State, Sums};
+use crate::engine::cpu::kept::Kept;
 use crate::engine::cpu::logits::{Keys, Queries};
 use crate::engine::cpu::pack::to_lanes;
 use crate::engine::cpu::product::{Into, Left, Product};
 use crate::engine::cpu::softmax::OnlineSoftmax;
-use crate::plan::cpu::{GROUP, kept_tiles, padded};
+use crate::plan::cpu::{GROUP, KeptTiles, padded};
 use crate::problem::{DType, Float};
 use pulp::Arch;
 use std::ops::Range;
@@ -25,8 +26,8 @@ pub(super) struct Tiles {
     /// `[block_q, padded value_dim]`
     pub(super) dout_rows: Vec<f32>,
     /// Keys and values of tiles that blocks come back to.
-    kept: Vec<Kept>,
-    /// Which of them are the present ones.
+    kept: Kept<f32>,
+    /// Which of them is the present one.
     present: usize,
     /// Logits, then their exponentials, then `w P`: `[groups, columns, GROUP]`.
     p: Vec<f32>,
@@ -34,17 +35,6 @@ pub(super) struct Tiles {
     ds: Vec<f32>,
     /// Derivative of the softcap: `[groups, columns, GROUP]`, empty without one.
     slopes: Vec<f32>,
-}
-
-/// Keys and values of one tile.
-struct Kept {
-    /// Number of the segment, batch entry, head, first key and number of keys.
-    place: [usize; 5],
-    /// In panels: `[ceil(head_dim / GROUP), columns, GROUP]`.
-    k: Vec<f32>,
-    /// In panels: `[ceil(value_dim / GROUP), columns, GROUP]`.
-    v: Vec<f32>,
-    has_values: bool,
 }
 
 /// The groups of a block that see a tile of keys: they follow each other, since both ends of a row's keys grow with the row.
@@ -58,19 +48,13 @@ impl Tiles {
         let Pass { problem, block_q, block_kv, .. } = *pass;
         let (head_dim, value_dim) = (problem.head_dim, problem.value_dim);
         let scores = block_q * block_kv;
+        let panels = |width: usize| block_kv * width.next_multiple_of(GROUP);
         Tiles {
             q: vec![0.0; block_q * head_dim],
             dout: vec![0.0; block_q * value_dim],
             q_rows: vec![0.0; block_q * padded(head_dim)],
             dout_rows: vec![0.0; block_q * padded(value_dim)],
-            kept: (0..kept_tiles(problem, block_kv))
-                .map(|_| Kept {
-                    place: [usize::MAX; 5],
-                    k: vec![0.0; block_kv * head_dim.next_multiple_of(GROUP)],
-                    v: vec![0.0; block_kv * value_dim.next_multiple_of(GROUP)],
-                    has_values: false,
-                })
-                .collect(),
+            kept: Kept::new(problem, block_kv, &KeptTiles::of(problem, block_kv, 1), [head_dim, value_dim].map(panels)),
             present: 0,
             p: vec![0.0; scores],
             ds: vec![0.0; scores],
@@ -95,19 +79,14 @@ impl Tiles {
 
     /// Loads keys and, if `ds` is to follow, values, unless they are there.
     pub(super) fn load_keys<T: Float>(&mut self, pass: &Pass<'_>, keys: &Keys<'_>, values: bool) {
-        let Keys { number, b, head, start, columns, .. } = *keys;
-        let before: usize = pass.problem.seq_kv().take(number).map(|seq_kv| seq_kv.div_ceil(pass.block_kv)).sum();
-        // The first ones have a place of their own, those for which there is none left the last.
-        self.present = (before + start / pass.block_kv).min(self.kept.len() - 1);
-        let kept = &mut self.kept[self.present];
-        let place = [number, b, head, start, columns];
-        if kept.place != place {
-            keys.load_panels::<T, f32>(&keys.bound.k, &mut kept.k, pass.problem.head_dim);
-            (kept.place, kept.has_values) = (place, false);
+        let (place, [has_keys, has_values]) = self.kept.find(keys);
+        self.present = place;
+        let [k, v] = self.kept.fill(place, keys, values || has_values);
+        if !has_keys {
+            keys.load_panels::<T, f32>(&keys.bound.k, k, pass.problem.head_dim);
         }
-        if values && !kept.has_values {
-            keys.load_panels::<T, f32>(&keys.bound.v, &mut kept.v, pass.problem.value_dim);
-            kept.has_values = true;
+        if values && !has_values {
+            keys.load_panels::<T, f32>(&keys.bound.v, v, pass.problem.value_dim);
         }
     }
 
@@ -115,7 +94,7 @@ impl Tiles {
     pub(super) fn products<T: Float>(&mut self, queries: &Queries<'_>, keys: &Keys<'_>, values: bool) {
         let (head_dim, value_dim) = (queries.problem.head_dim, queries.problem.value_dim);
         let panel = keys.columns * GROUP;
-        let Kept { k, v, .. } = &self.kept[self.present];
+        let [k, v] = self.kept.tile(self.present);
         let seeing = seeing(queries, keys);
         for (g, group) in queries.groups().filter(|(g, _)| seeing.contains(g)) {
             let slopes = (!self.slopes.is_empty()).then(|| &mut self.slopes[g * panel..][..panel]);
@@ -189,7 +168,7 @@ impl Tiles {
     pub(super) fn add_dq(&self, dq: &mut [f32], queries: &Queries<'_>, keys: &Keys<'_>) {
         let width = queries.problem.head_dim;
         for g in seeing(queries, keys) {
-            let panels = self.kept[self.present].k.chunks(keys.columns * GROUP);
+            let panels = self.kept.tile(self.present)[0].chunks(keys.columns * GROUP);
             for (k, dq) in panels.zip(dq[g * width * GROUP..][..width * GROUP].chunks_mut(GROUP * GROUP)) {
                 Product {
                     left: Left::Transposed(k, GROUP),
