@@ -16,13 +16,10 @@ pub(crate) const BLOCK_KV: usize = 128;
 /// Queries that the engine has side by side in its registers: what blocks are made of, and tiles padded to.
 pub(crate) const GROUP: usize = 32;
 
-/// Queries of a block, at most: what a tile of keys is converted for at a time. Rows of one head lie pages apart, and
-/// reading them is what a conversion costs. Where keys are few, a block should rather stay in the caches.
-const BLOCK_Q: usize = 512;
-const BLOCK_Q_FEW_KEYS: usize = 256;
-const FEW_KEYS: usize = 4 * BLOCK_KV;
+/// Queries of a block, at most.
+const BLOCK_Q: usize = 256;
 
-/// Numbers of queries and results that a block should have at most, for the same reason.
+/// Numbers of queries and results that a block should have at most, for the second-level cache.
 const BLOCK_NUMBERS: usize = 256 << 10;
 
 /// Tasks that a thread should have at least, so that all are busy until the end.
@@ -71,12 +68,11 @@ pub(crate) fn parts_of(branch: &BranchProblem) -> usize {
 pub(crate) fn division(problem: &Problem, threads: usize) -> Division {
     let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
     let tasks = |block_q: usize| elements(&[batch, heads, seq_q.div_ceil(block_q)]);
-    let longest = problem.seq_kv().max().unwrap_or(0);
     let parts = most_parts(tasks(GROUP)).min(problem.branches.iter().map(parts_of).max().unwrap_or(1));
     let large = |block_q: usize| {
         block_q * (head_dim + 2 * value_dim) > BLOCK_NUMBERS || tasks(block_q) < threads * TASKS_OF_A_THREAD
     };
-    let mut block_q = if longest <= FEW_KEYS { BLOCK_Q_FEW_KEYS } else { BLOCK_Q };
+    let mut block_q = BLOCK_Q;
     while block_q > GROUP && (parts > 1 || large(block_q)) {
         block_q /= 2;
     }
