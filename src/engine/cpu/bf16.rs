@@ -122,7 +122,7 @@ fn tile<const M: usize>(product: &mut Product<'_, Pair>, row: usize) {
             // SAFETY: 16 floats of c, and of the factors, which `Product::run` counted.
             unsafe {
                 let result = match product.into {
-                    Into::Scaled(scale) | Into::ScaledRuns(scale) => _mm512_mul_ps(sum, _mm512_set1_ps(scale)),
+                    Into::Scaled(scale) | Into::ScaledHalves(scale) => _mm512_mul_ps(sum, _mm512_set1_ps(scale)),
                     Into::Added(scale) => _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), _mm512_loadu_ps(c)),
                     Into::Rescaled(factors) => {
                         let factors = _mm512_loadu_ps(factors[j * 16..][..16].as_ptr());

@@ -1,5 +1,6 @@
 //! The algorithm: one block of queries of one head over every branch.
 
+use super::aligned::Aligned;
 use super::element::{Element, Holds};
 use super::group::add_weighted;
 use super::kept::Kept;
@@ -19,15 +20,15 @@ use crate::problem::{BranchProblem, Float, Problem};
 /// Of a dimension that a product sums over, widths count elements.
 pub(super) struct Scratch<E> {
     /// `[groups, head_dim, GROUP]`
-    q: Vec<E>,
+    q: Aligned<E>,
     /// Tiles of keys, and of their values `[columns, padded value_dim]`.
     kept: Kept<E>,
     /// Logits of one group, then probabilities: `[columns, GROUP]`.
-    s: Vec<f32>,
+    s: Aligned<f32>,
     /// Unnormalised result of one branch: `[groups, value_dim, GROUP]`.
-    o: Vec<f32>,
+    o: Aligned<f32>,
     /// Sum of the branches: `[groups, value_dim, GROUP]`.
-    out: Vec<f32>,
+    out: Aligned<f32>,
     /// Of each group.
     softmax: Vec<OnlineSoftmax>,
 }
@@ -38,11 +39,11 @@ impl<E: Element> Scratch<E> {
         let queries = division.block_q.next_multiple_of(GROUP);
         let (k, v) = (BLOCK_KV * head_dim.next_multiple_of(GROUP), BLOCK_KV.div_ceil(E::NUMBERS) * padded(value_dim));
         Scratch {
-            q: vec![E::zeroed(); queries * head_dim],
+            q: Aligned::zeroed(queries * head_dim),
             kept: Kept::new(problem, BLOCK_KV, &division.kept, [k, v]),
-            s: vec![0.0; BLOCK_KV * GROUP],
-            o: vec![0.0; queries * value_dim],
-            out: vec![0.0; queries * value_dim],
+            s: Aligned::zeroed(BLOCK_KV * GROUP),
+            o: Aligned::zeroed(queries * value_dim),
+            out: Aligned::zeroed(queries * value_dim),
             softmax: vec![OnlineSoftmax::EMPTY; queries / GROUP],
         }
     }

@@ -4,6 +4,7 @@
 //! lanes are those of a row: a logit is a sum across a register, a result the sum of rows of values. One task is the queries of
 //! some heads that share their keys, or one of the parts into which the keys of each of its branches are split.
 
+use super::aligned::Aligned;
 use super::logits::{Keys, Queries};
 use super::prefetch::lines;
 use super::product::unrolled;
@@ -60,11 +61,11 @@ pub(super) fn forward<T: Widen>(
 /// The tiles of one thread. A row is one query of one head, those of a head behind each other.
 struct Scratch {
     /// `[rows, padded head_dim]`, zeros behind head_dim.
-    q: Vec<f32>,
+    q: Aligned<f32>,
     /// Logits, then probabilities: `[rows, BLOCK_KV]`.
-    s: Vec<f32>,
+    s: Aligned<f32>,
     /// Sum over the keys of one tile: `[rows, padded value_dim]`.
-    tile: Vec<f32>,
+    tile: Aligned<f32>,
     /// Of each row.
     softmax: Vec<OnlineSoftmax>,
     /// Factors of what was summed before a tile.
@@ -75,9 +76,9 @@ impl Scratch {
     fn new(problem: &Problem, split: &FewQueries) -> Self {
         let rows = split.heads * problem.seq_q;
         Scratch {
-            q: vec![0.0; rows * padded(problem.head_dim)],
-            s: vec![0.0; rows * BLOCK_KV],
-            tile: vec![0.0; rows * padded(problem.value_dim)],
+            q: Aligned::zeroed(rows * padded(problem.head_dim)),
+            s: Aligned::zeroed(rows * BLOCK_KV),
+            tile: Aligned::zeroed(rows * padded(problem.value_dim)),
             softmax: vec![OnlineSoftmax::EMPTY; rows],
             corrections: vec![0.0; rows],
         }

@@ -54,7 +54,7 @@ impl<'a> Queries<'a> {
         let problem = self.problem;
         let scale = problem.softmax_scale;
         // In f16 and bf16 the rounding of the sums is below what the inputs resolve.
-        let into = if T::DTYPE == DType::F32 { Into::ScaledRuns(scale) } else { Into::Scaled(scale) };
+        let into = if T::DTYPE == DType::F32 { Into::ScaledHalves(scale) } else { Into::Scaled(scale) };
         let logits = &mut logits[..keys.columns * GROUP];
         Product {
             left: Left::Panels(k),

@@ -1,5 +1,6 @@
 //! Tiles of keys and values that stay converted while blocks of queries come back to them.
 
+use super::aligned::Aligned;
 use super::element::Element;
 use super::logits::Keys;
 use crate::plan::cpu::KeptTiles;
@@ -12,7 +13,7 @@ type Content = ([usize; 5], bool);
 /// share one.
 pub(super) struct Kept<E> {
     /// `[places, k + v]`: one allocation, for the allocator to keep.
-    tiles: Vec<E>,
+    tiles: Aligned<E>,
     /// Elements of a tile's keys and of its values.
     sizes: [usize; 2],
     content: Vec<Content>,
@@ -32,7 +33,7 @@ impl<E: Element> Kept<E> {
         });
         Kept {
             segments: segments.collect(),
-            tiles: vec![E::zeroed(); kept.tiles * (sizes[0] + sizes[1])],
+            tiles: Aligned::zeroed(kept.tiles * (sizes[0] + sizes[1])),
             sizes,
             content: vec![([usize::MAX; 5], false); kept.tiles],
             block_kv,

@@ -4,6 +4,7 @@
 //! which their keys are split. Few queries go their own way (`decode`). Its scratch is a few tiles, whatever the sequence
 //! lengths. The backward also keeps a few numbers of every row, and dk and dv of the heads in work.
 
+mod aligned;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;

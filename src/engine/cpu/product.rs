@@ -58,9 +58,9 @@ impl<E> Left<'_, E> {
 pub(super) enum Into<'a> {
     /// `C = scale · A B`.
     Scaled(f32),
-    /// The same, the sum over `k` in runs of [`GROUP`] terms: its rounding error grows with the square root of the larger
-    /// of run and number of runs instead of `k`.
-    ScaledRuns(f32),
+    /// The same, even and odd terms of the sum over `k` apart: its rounding error grows with the square root of the number of
+    /// terms that follow each other.
+    ScaledHalves(f32),
     /// `C += scale · A B`.
     Added(f32),
     /// `C[m, n] = factors[n] · C[m, n] + A B`.
@@ -106,20 +106,21 @@ impl WithSimd for Product<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         // Registers that the sums leave free hold a row of B and one element of A.
-        if const { S::REGISTER_COUNT >= 32 } {
-            self.all::<S, 12>(simd);
-        } else {
-            self.all::<S, 6>(simd);
+        match (const { S::REGISTER_COUNT >= 32 }, self.into) {
+            (true, Into::ScaledHalves(_)) => self.all::<S, 6, 2>(simd),
+            (true, _) => self.all::<S, 12, 1>(simd),
+            (false, Into::ScaledHalves(_)) => self.all::<S, 3, 2>(simd),
+            (false, _) => self.all::<S, 6, 1>(simd),
         }
     }
 }
 
 impl Product<'_> {
-    /// All of C, `ROWS` rows and two registers of columns at a time.
+    /// All of C, `ROWS` rows and two registers of columns at a time, each element as `SUMS` sums.
     ///
     /// Each row of A meets as many columns of B as stay in the first-level cache.
     #[inline(always)]
-    fn all<S: Simd, const ROWS: usize>(&mut self, simd: S) {
+    fn all<S: Simd, const ROWS: usize, const SUMS: usize>(&mut self, simd: S) {
         let [m, n, k] = self.extents;
         let registers = const { 2 * S::F32_LANES };
         let strip = registers * (CACHED / k / registers).max(1);
@@ -128,14 +129,16 @@ impl Product<'_> {
             let mut row = 0;
             while row < m {
                 row += match m - row {
-                    // Few sums wait for each other: 6 + 1, 6 + 2 and 6 + 5 rows take longer than as many in fours and threes.
-                    7 | 8 | 11 => self.rows::<S, 4>(simd, row, columns.clone()),
-                    rest if rest >= ROWS => self.rows::<S, ROWS>(simd, row, columns.clone()),
-                    rest if rest >= 6 => self.rows::<S, 6>(simd, row, columns.clone()),
-                    4 | 5 => self.rows::<S, 4>(simd, row, columns.clone()),
-                    3 => self.rows::<S, 3>(simd, row, columns.clone()),
-                    2 => self.rows::<S, 2>(simd, row, columns.clone()),
-                    _ => self.rows::<S, 1>(simd, row, columns.clone()),
+                    // Few sums wait for each other: 6 + 1, 6 + 2 and 6 + 5 rows take longer than as many in fours and threes,
+                    // and of threes of two sums each 3 + 1 longer than twos.
+                    7 | 8 | 11 if ROWS > 3 => self.rows::<S, 4, SUMS>(simd, row, columns.clone()),
+                    4 if ROWS == 3 => self.rows::<S, 2, SUMS>(simd, row, columns.clone()),
+                    rest if rest >= ROWS => self.rows::<S, ROWS, SUMS>(simd, row, columns.clone()),
+                    rest if rest >= 6 => self.rows::<S, 6, SUMS>(simd, row, columns.clone()),
+                    4 | 5 => self.rows::<S, 4, SUMS>(simd, row, columns.clone()),
+                    3 => self.rows::<S, 3, SUMS>(simd, row, columns.clone()),
+                    2 => self.rows::<S, 2, SUMS>(simd, row, columns.clone()),
+                    _ => self.rows::<S, 1, SUMS>(simd, row, columns.clone()),
                 };
             }
         }
@@ -143,14 +146,14 @@ impl Product<'_> {
 
     /// Some columns of `M` rows. Returns `M`.
     #[inline(always)]
-    fn rows<S: Simd, const M: usize>(&mut self, simd: S, row: usize, columns: Range<usize>) -> usize {
+    fn rows<S: Simd, const M: usize, const SUMS: usize>(&mut self, simd: S, row: usize, columns: Range<usize>) -> usize {
         let mut column = columns.start;
         while column + 2 * S::F32_LANES <= columns.end {
-            self.tile::<S, M, 2>(simd, row, column);
+            self.tile::<S, M, 2, SUMS>(simd, row, column);
             column += 2 * S::F32_LANES;
         }
         while column < columns.end {
-            self.tile::<S, M, 1>(simd, row, column);
+            self.tile::<S, M, 1, SUMS>(simd, row, column);
             column += S::F32_LANES;
         }
         M
@@ -158,37 +161,38 @@ impl Product<'_> {
 
     /// `M` rows and `N` registers of columns, summed in registers.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, row: usize, column: usize) {
+    fn tile<S: Simd, const M: usize, const N: usize, const SUMS: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        column: usize,
+    ) {
         let [m, _, k] = self.extents;
         let step = self.right_stride;
         let right = self.right[column..].as_ptr();
-        let run = if let Into::ScaledRuns(_) = self.into { GROUP } else { k };
-        let mut start = 0;
-        while start < k {
-            let end = k.min(start + run);
-            let mut sums = [[simd.splat_f32s(0.0); N]; M];
-            let mut at = start;
-            while at < end {
-                let right = (right.wrapping_add(at * step), step);
-                let terms = self.left.terms(end - at);
-                // SAFETY: `run` asserted that A and B have all of `k`, A with `m` rows and B with `n` columns;
-                // `row + M <= m`, `column + N · lanes <= n`, and a panel has all its columns behind each other.
-                unsafe {
-                    match self.left.at(m, row, at) {
-                        (left, GROUP, step) => add::<S, M, N, GROUP>(simd, &mut sums, (left, step), right, terms),
-                        (left, _, step) => add::<S, M, N, 1>(simd, &mut sums, (left, step), right, terms),
-                    }
-                };
-                at += terms;
-            }
-            let into = match self.into {
-                Into::ScaledRuns(scale) if start == 0 => Into::Scaled(scale),
-                Into::ScaledRuns(scale) => Into::Added(scale),
-                into => into,
+        let mut sums = [[[simd.splat_f32s(0.0); N]; M]; SUMS];
+        let mut at = 0;
+        while at < k {
+            let right = (right.wrapping_add(at * step), step);
+            let terms = self.left.terms(k - at);
+            // SAFETY: `run` asserted that A and B have all of `k`, A with `m` rows and B with `n` columns;
+            // `row + M <= m`, `column + N · lanes <= n`, and a panel has all its columns behind each other.
+            unsafe {
+                match self.left.at(m, row, at) {
+                    (left, GROUP, step) => add::<S, M, N, SUMS, GROUP>(simd, &mut sums, (left, step), right, terms),
+                    (left, _, step) => add::<S, M, N, SUMS, 1>(simd, &mut sums, (left, step), right, terms),
+                }
             };
-            self.store(simd, &sums, row, column, into);
-            start = end;
+            at += terms;
         }
+        if SUMS == 2 {
+            unrolled!(M, I => {
+                for j in 0..N {
+                    sums[0][I][j] = simd.add_f32s(sums[0][I][j], sums[SUMS - 1][I][j]);
+                }
+            });
+        }
+        self.store(simd, &sums[0], row, column);
     }
 
     #[inline(always)]
@@ -198,14 +202,13 @@ impl Product<'_> {
         sums: &[[S::f32s; N]; M],
         row: usize,
         column: usize,
-        into: Into<'_>,
     ) {
         let c = self.c[row * self.stride + column..].as_mut_ptr();
         let at = |i: usize, j: usize| c.wrapping_add(i * self.stride + j * S::F32_LANES).cast::<S::f32s>();
         // SAFETY: `run` asserted that C has `m` rows of `n` columns, of which these are some, and as many factors.
         unsafe {
-            match into {
-                Into::Scaled(scale) | Into::ScaledRuns(scale) => {
+            match self.into {
+                Into::Scaled(scale) | Into::ScaledHalves(scale) => {
                     let scale = simd.splat_f32s(scale);
                     unrolled!(M, I => {
                         for (j, &sum) in sums[I].iter().enumerate() {
@@ -237,34 +240,56 @@ impl Product<'_> {
     }
 }
 
-/// `sums[i][j] += Σ A[i, k] B[k, j]` over `terms` of k. Elements of A are `ROW_STEP` apart down a column, a constant so that it
-/// costs no instruction; the other steps are what lies between one k and the next.
+/// `sums[0][i][j] += Σ A[i, k] B[k, j]` over `terms` of k, of which each of several sums gets every so many. Elements of A are
+/// `ROW_STEP` apart down a column, a constant so that it costs no instruction; the other steps are what lies between one k and
+/// the next.
 ///
 /// # Safety
 /// From `left` on there are `M` elements `ROW_STEP` apart, from `right` on `N` registers of elements, and the same at each of
 /// the following `terms - 1` steps.
 #[inline(always)]
-unsafe fn add<S: Simd, const M: usize, const N: usize, const ROW_STEP: usize>(
+unsafe fn add<S: Simd, const M: usize, const N: usize, const SUMS: usize, const ROW_STEP: usize>(
     simd: S,
-    sums: &mut [[S::f32s; N]; M],
+    sums: &mut [[[S::f32s; N]; M]; SUMS],
     (mut left, left_step): (*const f32, usize),
     (mut right, right_step): (*const f32, usize),
     terms: usize,
 ) {
-    for _ in 0..terms {
-        // SAFETY: the caller's promise; a register is `F32_LANES` floats, read wherever they lie.
-        let b: [S::f32s; N] =
-            std::array::from_fn(|j| unsafe { right.add(j * S::F32_LANES).cast::<S::f32s>().read_unaligned() });
-        unrolled!(M, I => {
+    for _ in 0..terms / SUMS {
+        unrolled!(SUMS, X => {
             // SAFETY: the caller's promise.
-            let a = simd.splat_f32s(unsafe { *left.add(I * ROW_STEP) });
-            for j in 0..N {
-                sums[I][j] = simd.mul_add_e_f32s(a, b[j], sums[I][j]);
-            }
+            unsafe { add_term::<S, M, N, ROW_STEP>(simd, &mut sums[X], left, right) };
+            left = left.wrapping_add(left_step);
+            right = right.wrapping_add(right_step);
         });
-        left = left.wrapping_add(left_step);
-        right = right.wrapping_add(right_step);
     }
+    if terms % SUMS != 0 {
+        // SAFETY: the caller's promise.
+        unsafe { add_term::<S, M, N, ROW_STEP>(simd, &mut sums[0], left, right) };
+    }
+}
+
+/// One term of [`add`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn add_term<S: Simd, const M: usize, const N: usize, const ROW_STEP: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; N]; M],
+    left: *const f32,
+    right: *const f32,
+) {
+    // SAFETY: the caller's promise; a register is `F32_LANES` floats, read wherever they lie.
+    let b: [S::f32s; N] =
+        std::array::from_fn(|j| unsafe { right.add(j * S::F32_LANES).cast::<S::f32s>().read_unaligned() });
+    unrolled!(M, I => {
+        // SAFETY: the caller's promise.
+        let a = simd.splat_f32s(unsafe { *left.add(I * ROW_STEP) });
+        for j in 0..N {
+            sums[I][j] = simd.mul_add_e_f32s(a, b[j], sums[I][j]);
+        }
+    });
 }
 
 #[cfg(test)]
@@ -278,11 +303,11 @@ pub(super) mod tests {
         (0..count).map(|n| (n * step % 13) as f32 - 6.0).collect()
     }
 
-    /// A product of `m` rows, `n` columns and `k` elements of sum either way round, in runs too if `in_runs`; `element` makes one of
-    /// [`Element::NUMBERS`] numbers.
+    /// A product of `m` rows, `n` columns and `k` elements of sum either way round, in halves too if `in_halves`; `element` makes one
+    /// of [`Element::NUMBERS`] numbers.
     pub(in crate::engine::cpu) fn check<E: Element>(
         [m, n, k]: [usize; 3],
-        in_runs: bool,
+        in_halves: bool,
         element: impl Fn(&[f32]) -> E,
     ) {
         // A by rows, B by columns.
@@ -299,16 +324,16 @@ pub(super) mod tests {
         let right: Vec<E> = (0..k * n).map(|at| element(column(at % n, at / n))).collect();
         let factors = integers(n, 11);
         let exact = |i: usize, j: usize| (0..terms).map(|x| a[i * terms + x] * b[j * terms + x]).sum::<f32>();
-        let runs = in_runs.then_some(Into::ScaledRuns(2.0));
+        let halves = in_halves.then_some(Into::ScaledHalves(2.0));
         for left in [Left::Panels(&panels), Left::Transposed(&transposed, m)] {
-            for into in [Into::Scaled(2.0), Into::Added(4.0), Into::Rescaled(&factors)].into_iter().chain(runs) {
+            for into in [Into::Scaled(2.0), Into::Added(4.0), Into::Rescaled(&factors)].into_iter().chain(halves) {
                 let mut got = c.clone();
                 let (c_of, extents) = (&mut got, [m, n, k]);
                 Product { left, right: &right, right_stride: n, c: c_of, stride: n, extents, into }.run();
                 for (at, &got) in got.iter().enumerate() {
                     let (sum, before) = (exact(at / n, at % n), c[at]);
                     let want = match into {
-                        Into::Scaled(scale) | Into::ScaledRuns(scale) => scale * sum,
+                        Into::Scaled(scale) | Into::ScaledHalves(scale) => scale * sum,
                         Into::Added(scale) => before + scale * sum,
                         Into::Rescaled(factors) => factors[at % n] * before + sum,
                     };

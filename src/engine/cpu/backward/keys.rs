@@ -7,6 +7,7 @@ use super::key_sums::add_parts;
 use super::rows::Rows;
 use super::tiles::Tiles;
 use super::{Pass, covered};
+use crate::engine::cpu::aligned::Aligned;
 use crate::engine::cpu::logits::{Keys, Queries, row_mut};
 use crate::engine::cpu::shared::Output;
 use crate::plan::cpu::{padded, query_parts};
@@ -42,7 +43,7 @@ pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &Rows, request: &Request<'_, 
     let size = pass.block_kv.min(seq_kv) * (work.dk_width() + work.dv_width());
     if parts == 1 {
         (0..tasks).into_par_iter().for_each_init(
-            || (Tiles::new(pass), vec![0.0; size]),
+            || (Tiles::new(pass), Aligned::zeroed(size)),
             |(tiles, sums), task| {
                 sums.fill(0.0);
                 work.add(tiles, task, 0..work.blocks_of(task), sums);
@@ -51,7 +52,7 @@ pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &Rows, request: &Request<'_, 
         );
         return;
     }
-    let mut partial = vec![0.0; tasks * parts * size];
+    let mut partial = Aligned::zeroed(tasks * parts * size);
     partial.par_chunks_mut(size).enumerate().for_each_init(
         || Tiles::new(pass),
         |tiles, (index, sums)| {

@@ -9,6 +9,7 @@ use super::rows::{Row, Rows};
 use super::steps::Sums;
 use super::tiles::Tiles;
 use super::{Pass, SavedViews, Wanted};
+use crate::engine::cpu::aligned::Aligned;
 use crate::engine::cpu::logits::Queries;
 use crate::engine::cpu::pack::from_lanes;
 use crate::engine::cpu::softmax::OnlineSoftmax;
@@ -20,14 +21,14 @@ use rayon::prelude::*;
 struct Scratch {
     tiles: Tiles,
     /// Sum of the branches: `[groups, head_dim, GROUP]`.
-    dq: Vec<f32>,
+    dq: Aligned<f32>,
     /// Of each group.
     softmax: Vec<OnlineSoftmax>,
     sums: Vec<Sums>,
     /// A row of the saved `out`, or those of dq of a group.
     rows: Vec<f32>,
     /// dk and dv of a unit, where its blocks are one part.
-    keys: Vec<f32>,
+    keys: Aligned<f32>,
 }
 
 /// The blocks of one part of a unit: where they are, and their rows.
@@ -44,16 +45,16 @@ pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &mut Rows, wanted: &Wanted<'_
     let QueryPass { parts, numbers, .. } = *division;
     let scratch = || Scratch {
         tiles: Tiles::new(pass),
-        dq: vec![0.0; block_q * problem.head_dim],
+        dq: Aligned::zeroed(block_q * problem.head_dim),
         softmax: vec![OnlineSoftmax::EMPTY; block_q / GROUP],
         sums: vec![Sums::EMPTY; block_q / GROUP],
         rows: vec![0.0; problem.value_dim.max(problem.head_dim * GROUP)],
-        keys: vec![0.0; if parts == 1 { numbers } else { 0 }],
+        keys: Aligned::zeroed(if parts == 1 { numbers } else { 0 }),
     };
-    let mut partial = vec![0.0; if parts == 1 { 0 } else { division.units * parts * numbers }];
+    let mut partial = Aligned::zeroed(if parts == 1 { 0 } else { division.units * parts * numbers });
     tasks(division, rows, &mut partial).into_par_iter().for_each_init(scratch, |scratch, task| {
         let mut own = std::mem::take(&mut scratch.keys);
-        let keys = if parts == 1 { own.as_mut_slice() } else { task.keys };
+        let keys = if parts == 1 { &mut *own } else { task.keys };
         keys.fill(0.0);
         for (place, rows) in task.blocks {
             let queries = Queries::block(problem, place, block_q);

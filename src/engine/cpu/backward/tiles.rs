@@ -6,6 +6,7 @@
 use super::Pass;
 use super::rows::Row;
 use super::steps::{Differentiate, State, Sums};
+use crate::engine::cpu::aligned::Aligned;
 use crate::engine::cpu::kept::Kept;
 use crate::engine::cpu::logits::{Keys, Queries};
 use crate::engine::cpu::pack::to_lanes;
@@ -18,23 +19,23 @@ use std::ops::Range;
 
 pub(super) struct Tiles {
     /// `[groups, head_dim, GROUP]`
-    q: Vec<f32>,
+    q: Aligned<f32>,
     /// `[groups, value_dim, GROUP]`
-    dout: Vec<f32>,
+    dout: Aligned<f32>,
     /// `[block_q, padded head_dim]`
-    q_rows: Vec<f32>,
+    q_rows: Aligned<f32>,
     /// `[block_q, padded value_dim]`
-    pub(super) dout_rows: Vec<f32>,
+    pub(super) dout_rows: Aligned<f32>,
     /// Keys and values of tiles that blocks come back to.
     kept: Kept<f32>,
     /// Which of them is the present one.
     present: usize,
     /// Logits, then their exponentials, then `w P`: `[groups, columns, GROUP]`.
-    p: Vec<f32>,
+    p: Aligned<f32>,
     /// `dout · v`, then `dS`, then `dz`: `[groups, columns, GROUP]`.
-    ds: Vec<f32>,
+    ds: Aligned<f32>,
     /// Derivative of the softcap: `[groups, columns, GROUP]`, empty without one.
-    slopes: Vec<f32>,
+    slopes: Aligned<f32>,
 }
 
 /// The groups of a block that see a tile of keys: they follow each other, since both ends of a row's keys grow with the row.
@@ -50,15 +51,15 @@ impl Tiles {
         let scores = block_q * block_kv;
         let panels = |width: usize| block_kv * width.next_multiple_of(GROUP);
         Tiles {
-            q: vec![0.0; block_q * head_dim],
-            dout: vec![0.0; block_q * value_dim],
-            q_rows: vec![0.0; block_q * padded(head_dim)],
-            dout_rows: vec![0.0; block_q * padded(value_dim)],
+            q: Aligned::zeroed(block_q * head_dim),
+            dout: Aligned::zeroed(block_q * value_dim),
+            q_rows: Aligned::zeroed(block_q * padded(head_dim)),
+            dout_rows: Aligned::zeroed(block_q * padded(value_dim)),
             kept: Kept::new(problem, block_kv, &KeptTiles::of(problem, block_kv, 1), [head_dim, value_dim].map(panels)),
             present: 0,
-            p: vec![0.0; scores],
-            ds: vec![0.0; scores],
-            slopes: vec![0.0; if problem.softcap.is_some() { scores } else { 0 }],
+            p: Aligned::zeroed(scores),
+            ds: Aligned::zeroed(scores),
+            slopes: Aligned::zeroed(if problem.softcap.is_some() { scores } else { 0 }),
         }
     }
 
@@ -108,7 +109,7 @@ impl Tiles {
                     c: &mut self.ds[g * panel..][..panel],
                     stride: GROUP,
                     extents: [keys.columns, GROUP, value_dim],
-                    into: if T::DTYPE == DType::F32 { Into::ScaledRuns(1.0) } else { Into::Scaled(1.0) },
+                    into: if T::DTYPE == DType::F32 { Into::ScaledHalves(1.0) } else { Into::Scaled(1.0) },
                 }
                 .run();
             }
