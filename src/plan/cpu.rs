@@ -394,3 +394,32 @@ pub(super) fn backward_bytes(instance: &Instance, problem: &Problem, threads: us
 
 /// Numbers that the pass over the queries holds of a row of its block: maximum, denominator and two sums of two parts.
 const ROW_SUMS: usize = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::division;
+    use crate::problem::{Attention, Branch, DType, Outputs, Problem, TensorDesc};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_block_is_one_task_and_blocks_come_back_to_kept_heads() {
+        for (heads, kv_heads, seq_q, seq_kv, kept) in
+            [(20, 20, 1000, 1024, 4), (7, 7, 600, 1100, 3), (12, 3, 5000, 77, 12)]
+        {
+            let rows = |seq, heads| TensorDesc::bshd(DType::F32, [2, seq, heads, 64]);
+            let branch = Branch::new(rows(seq_kv, kv_heads), rows(seq_kv, kv_heads));
+            let attention = Attention::new(rows(seq_q, heads)).branch(branch);
+            let problem = Problem::forward(&attention, &Outputs::new(rows(seq_q, heads))).expect("a legal problem");
+            let division = division(&problem, 1);
+            let blocks = seq_q.div_ceil(division.block_q);
+            assert_eq!((division.kept.heads, division.tasks), (kept, 2 * heads * blocks));
+            let order: Vec<[usize; 3]> = (0..division.tasks).map(|task| division.block_of(&problem, task)).collect();
+            let all: BTreeSet<[usize; 3]> = order.iter().copied().collect();
+            assert_eq!(all.len(), division.tasks);
+            assert_eq!(all.last(), Some(&[1, heads - 1, blocks - 1]));
+            for unit in order.chunk_by(|a, b| a[0] == b[0] && a[1] / kept == b[1] / kept) {
+                assert_eq!(unit.len(), kept.min(heads - unit[0][1]) * blocks);
+            }
+        }
+    }
+}

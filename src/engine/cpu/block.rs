@@ -31,6 +31,8 @@ pub(super) struct Scratch<E> {
     out: Aligned<f32>,
     /// Of each group.
     softmax: Vec<OnlineSoftmax>,
+    /// Which groups have met keys of the branch; `o` of the others is no result yet.
+    begun: Vec<bool>,
 }
 
 impl<E: Element> Scratch<E> {
@@ -45,6 +47,7 @@ impl<E: Element> Scratch<E> {
             o: Aligned::zeroed(queries * value_dim),
             out: Aligned::zeroed(queries * value_dim),
             softmax: vec![OnlineSoftmax::EMPTY; queries / GROUP],
+            begun: vec![false; queries / GROUP],
         }
     }
 }
@@ -143,16 +146,11 @@ impl<'a> Block<'a> {
     }
 
     /// Leaves the branch's unnormalised result in `scratch.o` and its softmax state in `scratch.softmax`.
-    fn branch<T: Float, E: Holds<T>>(
-        &self,
-        scratch: &mut Scratch<E>,
-        n: usize,
-        branch: &'a BranchProblem,
-    ) {
+    fn branch<T: Float, E: Holds<T>>(&self, scratch: &mut Scratch<E>, n: usize, branch: &'a BranchProblem) {
         let Block { queries, inputs, part: [part, parts], .. } = *self;
         let (head_dim, value_dim) = (queries.problem.head_dim.div_ceil(E::NUMBERS), queries.problem.value_dim);
-        scratch.o.fill(0.0);
         scratch.softmax.fill(OnlineSoftmax::EMPTY);
+        scratch.begun.fill(false);
 
         let segments = &inputs.branches[n].segments;
         let part = [part, parts.min(parts_of(branch))];
@@ -166,6 +164,7 @@ impl<'a> Block<'a> {
                 group.lane_logits::<T, E>(&keys, (q, k), &mut scratch.s, None);
                 let s = &mut scratch.s[..keys.columns * GROUP];
                 let correction = scratch.softmax[g].step(s);
+                let begun = std::mem::replace(&mut scratch.begun[g], true);
                 Product {
                     left: Left::Transposed(v, padded(value_dim)),
                     right: E::probabilities(s),
@@ -173,10 +172,13 @@ impl<'a> Block<'a> {
                     c: &mut scratch.o[g * value_dim * GROUP..][..value_dim * GROUP],
                     stride: GROUP,
                     extents: [value_dim, GROUP, keys.columns.div_ceil(E::NUMBERS)],
-                    into: Into::Rescaled(&correction),
+                    into: if begun { Into::Rescaled(&correction) } else { Into::Scaled(1.0) },
                 }
                 .run();
             }
+        }
+        for (_, o) in scratch.begun.iter().zip(scratch.o.chunks_mut(value_dim * GROUP)).filter(|(begun, _)| !**begun) {
+            o.fill(0.0);
         }
     }
 

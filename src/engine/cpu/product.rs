@@ -146,7 +146,12 @@ impl Product<'_> {
 
     /// Some columns of `M` rows. Returns `M`.
     #[inline(always)]
-    fn rows<S: Simd, const M: usize, const SUMS: usize>(&mut self, simd: S, row: usize, columns: Range<usize>) -> usize {
+    fn rows<S: Simd, const M: usize, const SUMS: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        columns: Range<usize>,
+    ) -> usize {
         let mut column = columns.start;
         while column + 2 * S::F32_LANES <= columns.end {
             self.tile::<S, M, 2, SUMS>(simd, row, column);
@@ -161,12 +166,7 @@ impl Product<'_> {
 
     /// `M` rows and `N` registers of columns, summed in registers.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const N: usize, const SUMS: usize>(
-        &mut self,
-        simd: S,
-        row: usize,
-        column: usize,
-    ) {
+    fn tile<S: Simd, const M: usize, const N: usize, const SUMS: usize>(&mut self, simd: S, row: usize, column: usize) {
         let [m, _, k] = self.extents;
         let step = self.right_stride;
         let right = self.right[column..].as_ptr();

@@ -64,6 +64,6 @@ mod tests {
             runs.push(run.len());
             start = run.end;
         }
-        assert_eq!(runs, [8, 8, 4, 4, 4, 3, 2, 1, 1, 1, 1, 1, 1, 1]);
+        assert_eq!(runs, [8, 8, 4, 4, 4, 3, 1, 2, 1, 1, 1, 1, 1, 1]);
     }
 }
