@@ -27,6 +27,9 @@ pub(super) use unrolled;
 /// Numbers of B that stay in a first-level cache of 32 KB while A and C pass by.
 const CACHED: usize = 4 << 10;
 
+/// Terms up to which a sum in halves is a single run, for accuracy.
+const MOST_OF_A_RUN: usize = 3 * GROUP;
+
 /// The left matrix `A[m, k]`.
 #[derive(Clone, Copy)]
 pub(super) enum Left<'a, E = f32> {
@@ -58,8 +61,8 @@ impl<E> Left<'_, E> {
 pub(super) enum Into<'a> {
     /// `C = scale · A B`.
     Scaled(f32),
-    /// The same, even and odd terms of the sum over `k` apart: its rounding error grows with the square root of the number of
-    /// terms that follow each other.
+    /// The same, the sum over `k` in runs, and even and odd terms of a run apart: its rounding error grows with the square root
+    /// of the number of terms that follow each other.
     ScaledHalves(f32),
     /// `C += scale · A B`.
     Added(f32),
@@ -170,29 +173,38 @@ impl Product<'_> {
         let [m, _, k] = self.extents;
         let step = self.right_stride;
         let right = self.right[column..].as_ptr();
-        let mut sums = [[[simd.splat_f32s(0.0); N]; M]; SUMS];
-        let mut at = 0;
-        while at < k {
-            let right = (right.wrapping_add(at * step), step);
-            let terms = self.left.terms(k - at);
-            // SAFETY: `run` asserted that A and B have all of `k`, A with `m` rows and B with `n` columns;
-            // `row + M <= m`, `column + N · lanes <= n`, and a panel has all its columns behind each other.
-            unsafe {
-                match self.left.at(m, row, at) {
-                    (left, GROUP, step) => add::<S, M, N, SUMS, GROUP>(simd, &mut sums, (left, step), right, terms),
-                    (left, _, step) => add::<S, M, N, SUMS, 1>(simd, &mut sums, (left, step), right, terms),
-                }
+        // Runs begin with panels.
+        let run = if SUMS > 1 && k > MOST_OF_A_RUN { 2 * GROUP } else { k };
+        for start in (0..k).step_by(run) {
+            let end = k.min(start + run);
+            let mut sums = [[[simd.splat_f32s(0.0); N]; M]; SUMS];
+            let mut at = start;
+            while at < end {
+                let right = (right.wrapping_add(at * step), step);
+                let terms = self.left.terms(end - at);
+                // SAFETY: `run` asserted that A and B have all of `k`, A with `m` rows and B with `n` columns;
+                // `row + M <= m`, `column + N · lanes <= n`, and a panel has all its columns behind each other.
+                unsafe {
+                    match self.left.at(m, row, at) {
+                        (left, GROUP, step) => add::<S, M, N, SUMS, GROUP>(simd, &mut sums, (left, step), right, terms),
+                        (left, _, step) => add::<S, M, N, SUMS, 1>(simd, &mut sums, (left, step), right, terms),
+                    }
+                };
+                at += terms;
+            }
+            if SUMS == 2 {
+                unrolled!(M, I => {
+                    for j in 0..N {
+                        sums[0][I][j] = simd.add_f32s(sums[0][I][j], sums[SUMS - 1][I][j]);
+                    }
+                });
+            }
+            let into = match self.into {
+                Into::ScaledHalves(scale) if start > 0 => Into::Added(scale),
+                into => into,
             };
-            at += terms;
+            self.store(simd, &sums[0], row, column, into);
         }
-        if SUMS == 2 {
-            unrolled!(M, I => {
-                for j in 0..N {
-                    sums[0][I][j] = simd.add_f32s(sums[0][I][j], sums[SUMS - 1][I][j]);
-                }
-            });
-        }
-        self.store(simd, &sums[0], row, column);
     }
 
     #[inline(always)]
@@ -202,12 +214,13 @@ impl Product<'_> {
         sums: &[[S::f32s; N]; M],
         row: usize,
         column: usize,
+        into: Into<'_>,
     ) {
         let c = self.c[row * self.stride + column..].as_mut_ptr();
         let at = |i: usize, j: usize| c.wrapping_add(i * self.stride + j * S::F32_LANES).cast::<S::f32s>();
         // SAFETY: `run` asserted that C has `m` rows of `n` columns, of which these are some, and as many factors.
         unsafe {
-            match self.into {
+            match into {
                 Into::Scaled(scale) | Into::ScaledHalves(scale) => {
                     let scale = simd.splat_f32s(scale);
                     unrolled!(M, I => {

@@ -17,7 +17,7 @@ use super::logits::{Keys, Queries};
 use super::shared::Output;
 use crate::engine::host::{Inputs, View};
 use crate::plan::Plan;
-use crate::plan::cpu::query_pass;
+use crate::plan::cpu::{FewQueries, query_pass};
 use crate::problem::{
     Backward, Float, Gradient, GradientProblem, Gradients, Problem, Results, TensorMut, TensorRef, with_float,
 };
@@ -53,8 +53,10 @@ fn backward_typed<T: Float>(
     let find = |gradient: Gradient| wanted.find(gradient);
 
     let needs: Vec<Need> = (0..problem.branches.len()).map(|n| Need::of_branch(problem, n, layouts)).collect();
-    // The saved `out` is a sum over branches, and weighted: it tells `Δ` of a single one, and `dout · O` of none.
-    let saved = saved.as_ref().zip(backward.saved.as_ref()).filter(|_| needs.len() == 1 && !needs[0].dout_o);
+    // The saved `out` is a sum over branches, and weighted: it tells `Δ` of a single one, and `dout · O` of none. The saved
+    // `lse` of few queries comes from logits that were added up in another order, whose rounding shows beside the logits here.
+    let tells = needs.len() == 1 && !needs[0].dout_o && FewQueries::of(problem).is_none();
+    let saved = saved.as_ref().zip(backward.saved.as_ref()).filter(|_| tells);
     let saved = saved.map(|(strides, saved)| SavedViews {
         out: View::new(&saved.out, strides.out),
         lse: View::new(&saved.lse, strides.lse),
