@@ -283,7 +283,7 @@ pub static INSTANCES: &[Instance] = &[
         head_dim_step: 1,
         // Keeps the scratch of one thread under 64 MB.
         max_head_dim: 16384,
-        block_q: 512,
+        block_q: 256,
         block_kv: 128,
         deterministic: true,
         leads: true,

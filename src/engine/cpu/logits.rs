@@ -1,5 +1,6 @@
 //! Which queries of one head meet which keys of one segment, and what their logits become.
 
+use super::prefetch::{AHEAD, lines};
 use crate::engine::host::{SegmentInputs, View};
 use crate::plan::cpu::padded;
 use crate::problem::{BranchProblem, Causal, DType, Float, Problem, SegmentProblem};
@@ -38,9 +39,12 @@ impl<'a> Queries<'a> {
 
     /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, padded.
     pub(super) fn load<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize) {
+        let row = |r: usize| &view.data::<T>()[view.position([self.b, self.first + r, self.h, 0])..][..width];
         for r in 0..self.rows {
-            let row = &mut row_mut(tile, r, padded(width))[..width];
-            load_row::<T, _>(view, [self.b, self.first + r, self.h, 0], row);
+            if r + AHEAD < self.rows {
+                lines(row(r + AHEAD).as_ptr(), width);
+            }
+            T::widen(row(r), &mut row_mut(tile, r, padded(width))[..width]);
         }
     }
 
@@ -183,12 +187,6 @@ fn add_each<T: Copy>(logits: &mut [f32], bias: &[T], at: impl Fn(usize) -> usize
     for (c, s) in logits.iter_mut().enumerate() {
         *s += widen(bias[at(c)]);
     }
-}
-
-/// Converts the row of elements that follows `index` in its last dimension.
-fn load_row<T: Float, const N: usize>(view: &View<'_, N>, index: [usize; N], row: &mut [f32]) {
-    let start = view.position(index);
-    T::widen(&view.data::<T>()[start..][..row.len()], row);
 }
 
 pub(super) fn row_mut(tile: &mut [f32], row: usize, width: usize) -> &mut [f32] {
