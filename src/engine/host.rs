@@ -52,6 +52,11 @@ impl<'a, const N: usize> View<'a, N> {
         self.strides[N - 1]
     }
 
+    /// The step of one index.
+    pub(crate) fn stride(&self, dimension: usize) -> isize {
+        self.strides[dimension]
+    }
+
     /// Position in the slice of the element at `index`.
     pub(crate) fn position(&self, index: [usize; N]) -> usize {
         position(self.offset, &self.strides, index)

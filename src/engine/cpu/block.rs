@@ -11,9 +11,10 @@ use super::prefetch::{AHEAD, lines};
 use super::product::{Into, Left, Product};
 use super::shared::SharedRows;
 use super::softmax::OnlineSoftmax;
+use super::turn::turn_raw;
 use crate::engine::host::{Inputs, View};
 use crate::plan::cpu::{BLOCK_KV, Division, GROUP, padded, parts_of};
-use crate::problem::{BranchProblem, Float, Problem};
+use crate::problem::{BranchProblem, DType, Float, Problem};
 
 /// The tiles of one thread, those that products read made of `E`. Where queries are side by side, those of a group are.
 ///
@@ -217,9 +218,17 @@ impl<'a> Block<'a> {
             for r in self.queries.after(&group) {
                 lines(out.address([b, self.queries.first + r, h, 0]), width);
             }
+            let lanes = &scratch.out[g * width * GROUP..][..width * GROUP];
+            if T::DTYPE == DType::F32
+                && let Some((to, stride)) = out.rows([b, first, h, 0], rows, width)
+            {
+                // SAFETY: tasks partition (b, h, first..first + rows), which are `rows` rows of f32.
+                unsafe { turn_raw((lanes.as_ptr(), GROUP), (to.cast::<f32>(), stride), [width, rows]) };
+                continue;
+            }
             // The branches are all added.
             let turned = &mut scratch.o[..rows * width];
-            from_lanes(&scratch.out[g * width * GROUP..][..width * GROUP], turned, width);
+            from_lanes(lanes, turned, width);
             for (r, row) in turned.chunks(width).enumerate() {
                 // SAFETY: tasks partition (b, h, first..first + rows), and this task holds one row at a time.
                 T::narrow(row, unsafe { out.row([b, first + r, h, 0], width) });

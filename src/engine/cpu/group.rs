@@ -5,6 +5,7 @@ use super::logits::{Keys, Queries, keys_of_row};
 use super::pack::to_lanes;
 use super::product::{Into, Left, Product};
 use super::softmax::Lanes;
+use super::turn::turn;
 use crate::engine::host::View;
 use crate::plan::cpu::GROUP;
 use crate::problem::{DType, Float};
@@ -28,12 +29,20 @@ impl<'a> Queries<'a> {
 
     /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, each to a lane of `[width, GROUP]` elements.
     pub(super) fn load_lanes<T: Float, E: Holds<T>>(&self, view: &View<'_, 4>, lanes: &mut [E], width: usize) {
-        let rows = (0..self.rows).map(|r| {
-            let start = view.position([self.b, self.first + r, self.h, 0]);
-            &view.data::<T>()[start..][..width]
-        });
+        let (start, stride) = (view.position([self.b, self.first, self.h, 0]), view.stride(1));
         let elements = width.div_ceil(E::NUMBERS);
-        to_lanes(rows, &mut lanes[..elements * GROUP], elements, GROUP);
+        let lanes = &mut lanes[..elements * GROUP];
+        if T::DTYPE == DType::F32 && stride >= width as isize {
+            // As they lie, without a copy.
+            let lanes = bytemuck::cast_slice_mut(lanes);
+            if self.rows < GROUP {
+                lanes.fill(0.0);
+            }
+            turn((&view.data::<f32>()[start..], stride as usize), (lanes, GROUP), [self.rows, width]);
+            return;
+        }
+        let rows = (0..self.rows).map(|r| &view.data::<T>()[start.wrapping_add_signed(r as isize * stride)..][..width]);
+        to_lanes(rows, lanes, elements, GROUP);
     }
 
     /// Whether any of the queries may attend to any of the keys.

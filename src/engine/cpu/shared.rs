@@ -38,6 +38,16 @@ impl<'a, T: Float> SharedRows<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(at), width) }
     }
 
+    /// Where `rows` of `width` elements begin that follow each other in the sequence, and how far apart they are; nothing where
+    /// they do not lie one behind the other. What [`SharedRows::row`] asks for holds for each of them.
+    pub(super) fn rows(&self, index: [usize; 4], rows: usize, width: usize) -> Option<(*mut T, usize)> {
+        let stride = usize::try_from(self.strides[1]).ok().filter(|&stride| stride >= width)?;
+        let at = position(self.offset, &self.strides, index);
+        let needed = rows.saturating_sub(1) * stride + width;
+        assert!(at < self.len && needed <= self.len - at, "binding checked that every row lies in the slice");
+        Some((self.base.wrapping_add(at), stride))
+    }
+
     /// Where a row begins; not to be read.
     pub(super) fn address(&self, index: [usize; 4]) -> *const T {
         self.base.wrapping_add(position(self.offset, &self.strides, index))

@@ -11,10 +11,23 @@ pub(super) fn turn(
     }
     assert!(columns <= from_stride && (rows - 1) * from_stride + columns <= from.len());
     assert!(rows <= to_stride && (columns - 1) * to_stride + rows <= to.len());
+    // SAFETY: both have all their rows and columns, as asserted.
+    unsafe { turn_raw((from.as_ptr(), from_stride), (to.as_mut_ptr(), to_stride), [rows, columns]) }
+}
+
+/// The same of matrices between whose rows something else may lie.
+///
+/// # Safety
+/// All rows and columns of `from` may be read, all of `to` written, and no other thread does so meanwhile.
+pub(super) unsafe fn turn_raw(
+    (from, from_stride): (*const f32, usize),
+    (to, to_stride): (*mut f32, usize),
+    [rows, columns]: [usize; 2],
+) {
     #[cfg(target_arch = "x86_64")]
     let [rows_done, columns_done] = if is_x86_feature_detected!("avx") {
-        // SAFETY: the feature is there; all of both matrices is, as asserted.
-        unsafe { x86::blocks((from.as_ptr(), from_stride), (to.as_mut_ptr(), to_stride), [rows, columns]) }
+        // SAFETY: the feature is there; the caller's promise.
+        unsafe { x86::blocks((from, from_stride), (to, to_stride), [rows, columns]) }
     } else {
         [0, 0]
     };
@@ -22,7 +35,8 @@ pub(super) fn turn(
     let [rows_done, columns_done] = [0, 0];
     for r in 0..rows {
         for c in if r < rows_done { columns_done } else { 0 }..columns {
-            to[c * to_stride + r] = from[r * from_stride + c];
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(c * to_stride + r) = *from.add(r * from_stride + c) };
         }
     }
 }
