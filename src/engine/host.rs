@@ -47,11 +47,6 @@ impl<'a, const N: usize> View<'a, N> {
         self.dtype
     }
 
-    /// The step of the last index.
-    pub(crate) fn last_stride(&self) -> isize {
-        self.strides[N - 1]
-    }
-
     /// The step of one index.
     pub(crate) fn stride(&self, dimension: usize) -> isize {
         self.strides[dimension]

@@ -107,7 +107,7 @@ impl<'a> Queries<'a> {
 
     /// Adds the bias of every query and key, or applies the mask.
     fn add_bias(&self, bias: &View<'_, 4>, keys: &Keys<'_>, logits: &mut [f32]) {
-        let step = bias.last_stride();
+        let step = bias.stride(3);
         for r in 0..self.rows {
             let start = bias.position([self.b, self.h, self.first + r, keys.start]);
             let at = |c: usize| start.wrapping_add_signed(c as isize * step);

@@ -166,7 +166,7 @@ fn mask_outside(logits: &mut [f32], start: usize, keys: Range<usize>) {
 
 /// Adds the bias of the keys that follow `index`, or applies the mask.
 fn add_bias(bias: &View<'_, 4>, index: [usize; 4], logits: &mut [f32]) {
-    let (start, step) = (bias.position(index), bias.last_stride());
+    let (start, step) = (bias.position(index), bias.stride(3));
     let at = |c: usize| start.wrapping_add_signed(c as isize * step);
     match bias.dtype() {
         DType::F32 => add_each(logits, bias.data::<f32>(), at, |b| b),

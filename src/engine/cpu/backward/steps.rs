@@ -184,8 +184,10 @@ impl Differentiate<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::Sums;
+    use super::{Differentiate, State, Sums};
+    use crate::engine::cpu::backward::rows::Row;
     use crate::plan::cpu::GROUP;
+    use pulp::Arch;
 
     #[test]
     fn sums_keep_what_rounding_takes() {
@@ -199,6 +201,24 @@ mod tests {
         for lane in 0..GROUP {
             let once = [f64::from(large) + 2.0, f64::from(large) - 1.5];
             assert_eq!(sums.of(lane), once.map(|sum| 1.5 * sum), "lane {lane}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_dp_and_delta_has_both_parts_of_delta() {
+        // In f32 this is 1.
+        let delta = 1.0 - 2f64.powi(-30);
+        let rows: Vec<Row> =
+            (1..=GROUP).map(|n| Row { max: 0.0, weight: 1.0, factor: 1.0 / n as f64, delta, dout_o: 0.0 }).collect();
+        let state = &State::of(&rows);
+        for stepped in [true, false] {
+            let e = if stepped { 1.0 } else { 0.0 };
+            let (mut p, mut ds) = ([e; GROUP], [1.0; GROUP]);
+            Arch::new().dispatch(Differentiate { p: &mut p, ds: &mut ds, state, stepped, values: true });
+            let factors = rows.iter().map(|row| row.factor as f32);
+            for (lane, ((p, ds), factor)) in p.iter().zip(&ds).zip(factors).enumerate() {
+                assert_eq!((*p, *ds), (factor, factor * 2f32.powi(-30)), "lane {lane}, stepped: {stepped}");
+            }
         }
     }
 }
