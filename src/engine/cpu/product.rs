@@ -192,10 +192,10 @@ impl Product<'_> {
                 };
                 at += terms;
             }
-            if SUMS == 2 {
+            if let [even, odd] = &mut sums[..] {
                 unrolled!(M, I => {
-                    for j in 0..N {
-                        sums[0][I][j] = simd.add_f32s(sums[0][I][j], sums[SUMS - 1][I][j]);
+                    for (even, &odd) in even[I].iter_mut().zip(&odd[I]) {
+                        *even = simd.add_f32s(*even, odd);
                     }
                 });
             }
@@ -276,7 +276,7 @@ unsafe fn add<S: Simd, const M: usize, const N: usize, const SUMS: usize, const 
             right = right.wrapping_add(right_step);
         });
     }
-    if terms % SUMS != 0 {
+    if !terms.is_multiple_of(SUMS) {
         // SAFETY: the caller's promise.
         unsafe { add_term::<S, M, N, ROW_STEP>(simd, &mut sums[0], left, right) };
     }
