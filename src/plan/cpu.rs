@@ -208,7 +208,8 @@ impl KeptTiles {
             let tiles = |segment| kept.heads_of(segment).saturating_mul(segment.seq_kv.div_ceil(block_kv));
             problem.segments().map(tiles).fold(0, usize::saturating_add)
         };
-        let heads = (1..=most.min(problem.heads)).rev().find(|&heads| of_heads(heads) <= room).unwrap_or(1);
+        // Upwards: there is room for few, and heads may be many.
+        let heads = (1..=most.min(problem.heads)).take_while(|&heads| of_heads(heads) <= room).last().unwrap_or(1);
         KeptTiles { heads, tiles: of_heads(heads).min(room).max(1) }
     }
 

@@ -2,10 +2,9 @@
 
 use super::element::Holds;
 use super::logits::{Keys, Queries, keys_of_row};
-use super::pack::to_lanes;
+use super::pack::{rows_to_lanes, to_lanes};
 use super::product::{Into, Left, Product};
 use super::softmax::Lanes;
-use super::turn::turn;
 use crate::engine::host::View;
 use crate::plan::cpu::GROUP;
 use crate::problem::{DType, Float};
@@ -33,12 +32,8 @@ impl<'a> Queries<'a> {
         let elements = width.div_ceil(E::NUMBERS);
         let lanes = &mut lanes[..elements * GROUP];
         if T::DTYPE == DType::F32 && stride >= width as isize {
-            // As they lie, without a copy.
-            let lanes = bytemuck::cast_slice_mut(lanes);
-            if self.rows < GROUP {
-                lanes.fill(0.0);
-            }
-            turn((&view.data::<f32>()[start..], stride as usize), (lanes, GROUP), [self.rows, width]);
+            let from = &view.data::<f32>()[start..];
+            rows_to_lanes(from, stride as usize, bytemuck::cast_slice_mut(lanes), [self.rows, width]);
             return;
         }
         let rows = (0..self.rows).map(|r| &view.data::<T>()[start.wrapping_add_signed(r as isize * stride)..][..width]);

@@ -44,6 +44,14 @@ pub(super) fn to_lanes<'a, T: Float, E: Holds<T>>(
     }
 }
 
+/// The same of rows of f32 that lie `from_stride` apart, without a copy: `[width, GROUP]`.
+pub(super) fn rows_to_lanes(from: &[f32], from_stride: usize, lanes: &mut [f32], [rows, width]: [usize; 2]) {
+    if rows < GROUP {
+        lanes.fill(0.0);
+    }
+    turn((from, from_stride), (lanes, GROUP), [rows, width]);
+}
+
 /// Rows `[rows, width]` from those that lie side by side in `[width, GROUP]`.
 pub(super) fn from_lanes(lanes: &[f32], rows: &mut [f32], width: usize) {
     let count = rows.len() / width.max(1);

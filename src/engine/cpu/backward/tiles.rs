@@ -9,7 +9,7 @@ use super::steps::{Differentiate, State, Sums};
 use crate::engine::cpu::aligned::Aligned;
 use crate::engine::cpu::kept::Kept;
 use crate::engine::cpu::logits::{Keys, Queries};
-use crate::engine::cpu::pack::to_lanes;
+use crate::engine::cpu::pack::rows_to_lanes;
 use crate::engine::cpu::product::{Into, Left, Product};
 use crate::engine::cpu::softmax::OnlineSoftmax;
 use crate::plan::cpu::{GROUP, KeptTiles, padded};
@@ -72,8 +72,8 @@ impl Tiles {
             [(&self.q_rows, &mut self.q, head_dim), (&self.dout_rows, &mut self.dout, value_dim)]
         {
             for (g, group) in queries.groups() {
-                let rows = rows.chunks(padded(width)).skip(g * GROUP).take(group.rows).map(|row| &row[..width]);
-                to_lanes::<f32, f32>(rows, &mut lanes[g * width * GROUP..][..width * GROUP], width, GROUP);
+                let lanes = &mut lanes[g * width * GROUP..][..width * GROUP];
+                rows_to_lanes(&rows[g * GROUP * padded(width)..], padded(width), lanes, [group.rows, width]);
             }
         }
     }
