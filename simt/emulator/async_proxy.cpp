@@ -35,17 +35,15 @@ void ShadowMemory::land_bulk(uint32_t actor, uint32_t time, uint32_t offset, uin
   std::fill(&keys_[first], &keys_[last] + 1, write_key(CellState::Valid, actor, time));
 }
 
-void ShadowMemory::add_holder(uint32_t cell, Pc pc, bool store) {
+ShadowMemory::Holder* ShadowMemory::holders() {
   if (holders_.empty()) holders_.resize(cells_);
-  holders_[cell].count++;
-  holders_[cell].pc = pc;
-  holders_[cell].store = store;
+  return holders_.data();
 }
 
-void ShadowMemory::hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc) {
+void ShadowMemory::hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc, uint64_t& good) {
   const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
   const uint32_t threads = uint32_t(block->threads.size());
-  uint64_t good = ~uint64_t(0);
+  Holder* const holders = this->holders();
   for (uint32_t c = first; c <= last; c++) {
     const uint64_t key = keys_[c];
     if (key != good) {
@@ -54,7 +52,7 @@ void ShadowMemory::hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc
         report_proxy("read", c, pc, actor_of(key));
       good = key;
     }
-    add_holder(c, pc, false);
+    holders[c] = {pc, uint16_t(holders[c].count + 1), false};
   }
 }
 
@@ -67,12 +65,13 @@ void ShadowMemory::let_go(const Warp& warp, uint32_t offset, uint32_t bytes, Pc 
 void ShadowMemory::hold(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc) {
   const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
   const uint32_t threads = uint32_t(block->threads.size());
+  Holder* const holders = this->holders();
   for (uint32_t c = first; c <= last; c++) {
     const uint64_t key = keys_[c];
     check_written(*reader.warp, reader.lane, key, c, pc);
     if (actor_of(key) < threads && !sees_in_proxy(reader, actor_of(key), clock_of(key)))
       report_proxy("read", c, pc, actor_of(key));
-    add_holder(c, pc, true);
+    holders[c] = {pc, uint16_t(holders[c].count + 1), true};
   }
 }
 

@@ -6,12 +6,16 @@
 
 #define SIMT_HOOK extern "C" __attribute__((visibility("default")))
 
+// The caller's site is looked up only for what is checked.
+#define SIMT_ACCESS(p, bytes, write, natural)                                                                          \
+  (simt::is_unguarded_local(p) ? void() : simt::plain_access(p, bytes, write, natural, SIMT_CALLER))
+
 // One size of access: aligned as its type promises, or not.
 #define SIMT_HOOKS_OF_SIZE(bytes)                                                                                      \
-  SIMT_HOOK void __tsan_read##bytes(void* p) { simt::plain_access(p, bytes, false, true, SIMT_CALLER); }                \
-  SIMT_HOOK void __tsan_write##bytes(void* p) { simt::plain_access(p, bytes, true, true, SIMT_CALLER); }                \
-  SIMT_HOOK void __tsan_unaligned_read##bytes(void* p) { simt::plain_access(p, bytes, false, false, SIMT_CALLER); }     \
-  SIMT_HOOK void __tsan_unaligned_write##bytes(void* p) { simt::plain_access(p, bytes, true, false, SIMT_CALLER); }
+  SIMT_HOOK void __tsan_read##bytes(void* p) { SIMT_ACCESS(p, bytes, false, true); }                                    \
+  SIMT_HOOK void __tsan_write##bytes(void* p) { SIMT_ACCESS(p, bytes, true, true); }                                    \
+  SIMT_HOOK void __tsan_unaligned_read##bytes(void* p) { SIMT_ACCESS(p, bytes, false, false); }                         \
+  SIMT_HOOK void __tsan_unaligned_write##bytes(void* p) { SIMT_ACCESS(p, bytes, true, false); }
 
 SIMT_HOOKS_OF_SIZE(1)
 SIMT_HOOKS_OF_SIZE(2)
@@ -19,16 +23,16 @@ SIMT_HOOKS_OF_SIZE(4)
 SIMT_HOOKS_OF_SIZE(8)
 SIMT_HOOKS_OF_SIZE(16)
 
-SIMT_HOOK void __tsan_read_range(void* p, size_t n) { simt::plain_access(p, n, false, false, SIMT_CALLER); }
-SIMT_HOOK void __tsan_write_range(void* p, size_t n) { simt::plain_access(p, n, true, false, SIMT_CALLER); }
+SIMT_HOOK void __tsan_read_range(void* p, size_t n) { SIMT_ACCESS(p, n, false, false); }
+SIMT_HOOK void __tsan_write_range(void* p, size_t n) { SIMT_ACCESS(p, n, true, false); }
 
 SIMT_HOOK void* __tsan_memcpy(void* to, const void* from, size_t n) {
-  simt::plain_access(from, n, false, false, SIMT_CALLER);
-  simt::plain_access(to, n, true, false, SIMT_CALLER);
+  SIMT_ACCESS(from, n, false, false);
+  SIMT_ACCESS(to, n, true, false);
   return memcpy(to, from, n);
 }
 SIMT_HOOK void* __tsan_memset(void* to, int value, size_t n) {
-  simt::plain_access(to, n, true, false, SIMT_CALLER);
+  SIMT_ACCESS(to, n, true, false);
   return memset(to, value, n);
 }
 

@@ -99,13 +99,10 @@ void shared_access(uint32_t offset, size_t bytes, bool write, Pc pc) {
 }  // namespace
 
 void plain_access(const void* address, size_t bytes, bool write, bool natural, Pc pc) {
-  if (!self || !block->launch->checked()) return;
+  if (!block->launch->checked()) return;
   Block& b = *block;
   const char* p = static_cast<const char*>(address);
-  if (p >= self->stack && p < self->stack + STACK_BYTES) {  // local memory, by far the most frequent
-    if (!self->guarded.empty()) check_guarded(self->guarded, p, bytes, write, pc);
-    return;
-  }
+  if (p >= self->stack && p < self->stack + STACK_BYTES) return check_guarded(self->guarded, p, bytes, write, pc);
 
   if (natural && reinterpret_cast<uintptr_t>(p) % bytes)
     fail(SIMT_MISALIGNED, write ? "write" : "read", " of ", bytes, " bytes at an address not aligned to them (",

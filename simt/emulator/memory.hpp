@@ -4,8 +4,15 @@
 
 namespace simt {
 
-// A plain access of the running thread, reported by the instrumentation (hooks.cpp). `natural` if the compiler took the
-// address for aligned to the access.
+// Is an access that starts here one to the running thread's local memory, by far the most frequent, none of which is
+// guarded, or of no thread of a kernel at all?
+inline bool is_unguarded_local(const void* address) {
+  const Thread* thread = self;
+  return !thread || (size_t(static_cast<const char*>(address) - thread->stack) < STACK_BYTES && thread->guarded.empty());
+}
+
+// A plain access of the running thread, reported by the instrumentation (hooks.cpp), which has asked `is_unguarded_local`
+// before. `natural` if the compiler took the address for aligned to the access.
 void plain_access(const void* address, size_t bytes, bool write, bool natural, Pc pc);
 
 // Global reads and writes of asynchronous copies, and atomics.

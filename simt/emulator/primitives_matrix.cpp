@@ -5,14 +5,6 @@
 #include "memory.hpp"
 #include "scheduler.hpp"
 
-// The same loops compiled twice, chosen when the program starts. Only width differs: products of halves are exact in
-// f32, so a fused multiply-add gives the same bits as a product and a sum.
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define SIMT_WIDE __attribute__((target_clones("avx2,fma", "default")))
-#else
-#define SIMT_WIDE
-#endif
-
 namespace simt {
 namespace {
 

@@ -32,12 +32,12 @@ std::string actor_name(uint32_t actor) {
 
 void poison(char* memory, size_t bytes) { memset(memory, POISON, bytes); }
 
-void ShadowMemory::reset(uint32_t shared_bytes, int warps) {
+void ShadowMemory::reset(uint32_t shared_bytes, size_t warps) {
   cells_ = (shared_bytes + CELL_BYTES - 1) / CELL_BYTES;
-  warps_ = warps;
   keys_.assign(cells_, write_key(CellState::Uninitialised, 0, 0));
   write_pcs_.assign(cells_, 0);
-  readers_.assign(size_t(cells_) * warps, 0);
+  read_by_.assign(cells_, 0);
+  if (readers_.size() < cells_ * warps) readers_.resize(cells_ * warps);  // large, and nothing reads what no warp has written
   holders_.clear();
 }
 
@@ -74,7 +74,8 @@ void ShadowMemory::record_read(const Warp& warp, int lane, uint32_t first, uint3
   uint64_t* stamps = &readers_[size_t(warp.id) * cells_];
   const uint64_t mine = read_stamp(warp.clock.now, lane, pc);
   for (uint32_t c = first; c <= last; c++) {
-    const uint64_t before = stamps[c];
+    const uint64_t before = read_by_[c] >> warp.id & 1 ? stamps[c] : 0;
+    read_by_[c] |= 1u << warp.id;
     const int earlier = read_lane(before);
     // A read since the last barrier by another lane must not be forgotten over this one.
     if (read_clock(before) < warp.clock.joined || earlier == lane || earlier == WHOLE_WARP) stamps[c] = mine;
@@ -84,7 +85,7 @@ void ShadowMemory::record_read(const Warp& warp, int lane, uint32_t first, uint3
 
 void ShadowMemory::read(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc) {
   const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
-  uint64_t good = ~uint64_t(0);
+  uint64_t good = NO_WRITE;
   for (uint32_t c = first; c <= last; c++)
     if (keys_[c] != good) check_written(*reader.warp, reader.lane, good = keys_[c], c, pc);
   record_read(*reader.warp, reader.lane, first, last, pc);
@@ -92,35 +93,38 @@ void ShadowMemory::read(const Thread& reader, uint32_t offset, uint32_t bytes, P
 
 void ShadowMemory::read_by_warp(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc) {
   const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
-  uint64_t good = ~uint64_t(0);
+  uint64_t good = NO_WRITE;
   for (uint32_t c = first; c <= last; c++)
     if (keys_[c] != good) check_written(warp, WHOLE_WARP, good = keys_[c], c, pc);
   record_read(warp, WHOLE_WARP, first, last, pc);
 }
 
 void ShadowMemory::check_readers(const Thread& writer, uint32_t first, uint32_t last, Pc pc) {
-  for (int w = 0; w < warps_; w++) {
-    uint64_t* stamps = &readers_[size_t(w) * cells_];
+  uint32_t readers = 0;
+  for (uint32_t c = first; c <= last; c++) readers |= read_by_[c];
+  for (; readers; readers &= readers - 1) {
+    const int w = __builtin_ctz(readers);
+    const uint64_t* stamps = &readers_[size_t(w) * cells_];
     uint64_t good = 0;
     for (uint32_t c = first; c <= last; c++) {
       const uint64_t stamp = stamps[c];
-      if (stamp == good) continue;
-      if (stamp && !read_is_ordered(stamp, w, writer)) {
+      if (stamp == good || !(read_by_[c] >> w & 1)) continue;
+      if (!read_is_ordered(stamp, w, writer)) {
         const int lane = read_lane(stamp);
         const std::string reader = text("warp ", w, lane < LANES ? text(" lane ", lane) : "");
         report("write", c, pc, text("the read by ", reader, " (", at(read_pc(stamp)), ")"));
       }
       good = stamp;
     }
-    std::fill(stamps + first, stamps + last + 1, 0);
   }
+  std::fill(&read_by_[first], &read_by_[last] + 1, 0);
 }
 
 void ShadowMemory::write_as(CellState state, const Thread& writer, uint32_t offset, uint32_t bytes, Pc pc,
                             bool in_proxy) {
   const uint32_t first = offset / CELL_BYTES, last = (offset + bytes - 1) / CELL_BYTES;
   const uint32_t threads = uint32_t(block->threads.size());
-  uint64_t good = ~uint64_t(0);
+  uint64_t good = NO_WRITE;
   for (uint32_t c = first; c <= last; c++) {
     const uint64_t key = keys_[c];
     if (key == good) continue;

@@ -19,11 +19,14 @@ namespace simt {
 // Two bytes of shared memory are one cell: halves are the smallest elements that kernels exchange.
 constexpr uint32_t CELL_BYTES = 2;
 
+// No key of a write.
+constexpr uint64_t NO_WRITE = ~uint64_t(0);
+
 enum class CellState : uint8_t { Uninitialised, Valid, Pending, Mbarrier };
 
 class ShadowMemory {
  public:
-  void reset(uint32_t shared_bytes, int warps);
+  void reset(uint32_t shared_bytes, size_t warps);
 
   // Accesses at a byte offset of the block's dynamic shared memory; each checks, reports, and records itself.
   void read(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc);
@@ -38,7 +41,8 @@ class ShadowMemory {
   void begin_bulk_copy(const Thread& issuer, uint32_t offset, uint32_t bytes, Pc pc);
   void land_bulk(uint32_t actor, uint32_t time, uint32_t offset, uint32_t bytes);
   // An operand of wgmma: read by the whole warp through the async proxy at any time between `hold` and `let_go`.
-  void hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc);
+  // `good` goes from one part of an operand to the next: the last write that was found to be ordered before; at first NO_WRITE.
+  void hold(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc, uint64_t& good);
   void let_go(const Warp& warp, uint32_t offset, uint32_t bytes, Pc pc);
   // The source of a bulk store: read by one thread, likewise.
   void hold(const Thread& reader, uint32_t offset, uint32_t bytes, Pc pc);
@@ -51,7 +55,6 @@ class ShadowMemory {
   void write_as(CellState state, const Thread& writer, uint32_t offset, uint32_t bytes, Pc pc, bool in_proxy = false);
   void check_written(const Warp& warp, int lane, uint64_t key, uint32_t cell, Pc pc);
   [[noreturn]] void report_proxy(const char* access, uint32_t cell, Pc pc, uint32_t writer);
-  void add_holder(uint32_t cell, Pc pc, bool store);
   void check_holders(uint32_t first, uint32_t last, Pc pc);
   void check_readers(const Thread& writer, uint32_t first, uint32_t last, Pc pc);
   void record_read(const Warp& warp, int lane, uint32_t first, uint32_t last, Pc pc);
@@ -60,7 +63,8 @@ class ShadowMemory {
   // Apart, because only keys and readers are touched where all is well.
   std::vector<uint64_t> keys_;     // last write: clock, thread, state
   std::vector<Pc> write_pcs_;      // and where
-  std::vector<uint64_t> readers_;  // last read of each warp, [warp][cell]: clock, lane, pc; 0: none since that write
+  std::vector<uint32_t> read_by_;  // which warps have read since
+  std::vector<uint64_t> readers_;  // last read of each of these, [warp][cell]: clock, lane, pc
   // Operands of wgmma and sources of bulk stores in flight, by cell: how many, and the last. Empty in a block that has none.
   struct Holder {
     Pc pc = 0;
@@ -68,8 +72,8 @@ class ShadowMemory {
     bool store = false;
   };
   std::vector<Holder> holders_;
+  Holder* holders();
   uint32_t cells_ = 0;
-  int warps_ = 0;
 };
 
 // "warp 1 lane 3", or "the bulk copy of mbarrier 2".

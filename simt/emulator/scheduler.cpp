@@ -8,8 +8,8 @@
 
 namespace simt {
 
-thread_local Block* block = nullptr;
-thread_local Thread* self = nullptr;
+SIMT_OF_OS_THREAD Block* block = nullptr;
+SIMT_OF_OS_THREAD Thread* self = nullptr;
 
 const char* name_of(Op op) {
   switch (op) {

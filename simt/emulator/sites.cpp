@@ -99,7 +99,7 @@ void look_up(const std::vector<Pc>& pcs, std::map<Pc, std::string>& known) {
 }  // namespace
 
 const char image_anchor = 0;
-thread_local Pc interpreted_at = 0;
+SIMT_OF_OS_THREAD Pc interpreted_at = 0;
 
 std::string at(Pc pc) { return OPEN + std::to_string(pc) + CLOSE; }
 

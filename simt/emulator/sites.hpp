@@ -8,6 +8,11 @@ namespace simt {
 
 using Pc = uint32_t;
 
+// Every access of a kernel asks for variables of the OS thread. Declared this way they cost neither the call by which a shared
+// library may find its own nor the question whether a constructor has run. All such of a library must be few: there is little
+// room for them where it is loaded late.
+#define SIMT_OF_OS_THREAD __thread __attribute__((tls_model("initial-exec")))
+
 // Distance of a return address from a fixed object of this image: 32 bits suffice because kernels and emulator are
 // linked into one image.
 extern const char image_anchor;
@@ -19,7 +24,7 @@ inline Pc pc_of(const void* return_address) {
 constexpr Pc INTERPRETED = 0x80000000;
 inline bool is_interpreted(Pc pc) { return pc >> 30 == INTERPRETED >> 30; }
 // The instruction that this OS thread interprets; 0: what runs is compiled.
-extern thread_local Pc interpreted_at;
+extern SIMT_OF_OS_THREAD Pc interpreted_at;
 inline Pc site_of(const void* return_address) { return interpreted_at ? interpreted_at : pc_of(return_address); }
 
 // What stands for a site in a message until `symbolise` has replaced it. Messages are composed on a fiber's small

@@ -121,6 +121,7 @@ struct Block {
   uint32_t shared_bytes = 0;
   char* stacks = nullptr;
   ShadowMemory shadow;
+  WgmmaTiles wgmma_tiles;
   NamedBarrier barriers[NAMED_BARRIERS];
   std::deque<Mbarrier> mbarriers;  // never moved: threads wait at them
   std::vector<BulkCopy> bulk_copies;
@@ -138,8 +139,8 @@ struct Block {
 };
 
 // What this OS thread is executing. `self` is null outside of kernels.
-extern thread_local Block* block;
-extern thread_local Thread* self;
+extern SIMT_OF_OS_THREAD Block* block;
+extern SIMT_OF_OS_THREAD Thread* self;
 
 // Ends the block with a report. The running fiber is abandoned, so whoever calls this must hold no lock.
 [[noreturn]] void fail_with(SimtFaultKind kind, const std::string& message);

@@ -16,7 +16,7 @@
 namespace simt {
 namespace {
 
-constexpr int ROWS = 16, MAX_COLUMNS = 256, K = 16;  // of one warp's part
+constexpr int ROWS = WgmmaTiles::ROWS, MAX_COLUMNS = WgmmaTiles::MAX_COLUMNS, K = WgmmaTiles::K;
 constexpr uint32_t CHUNK = 16;                  // bytes that the swizzle keeps together
 constexpr int PER_CHUNK = 8;
 
@@ -49,29 +49,39 @@ void for_each_chunk(const WgmmaOperation& op, const Warp& warp, Visit visit) {
 
 float widen(const WgmmaOperation& op, uint16_t bits) { return op.bf16 ? f32_of_bf16(bits) : f32_of_f16(bits); }
 
-float shared_element(const WgmmaOperation& op, uint32_t address) {
-  uint16_t bits;
-  memcpy(&bits, block->shared + (address - SHARED_BASE), 2);
-  return widen(op, bits);
+// The elements of a chunk, `step` apart.
+void widen_chunk(const WgmmaOperation& op, uint32_t address, float* to, int step) {
+  uint16_t bits[PER_CHUNK];
+  memcpy(bits, block->shared + (address - SHARED_BASE), CHUNK);
+  for (int i = 0; i < PER_CHUNK; i++) to[i * step] = widen(op, bits[i]);
+}
+
+SIMT_WIDE void multiply(WgmmaTiles& tiles, int columns) {
+  for (int row = 0; row < ROWS; row++)
+    for (int k = 0; k < K; k++)
+      for (int n = 0; n < columns; n++) tiles.c[row][n] += tiles.a[row][k] * tiles.b[k][n];
 }
 
 void execute(Warp& warp, const WgmmaOperation& op) {
-  // Not on the stack of the fiber.
-  static thread_local float a[ROWS][K], b[K][MAX_COLUMNS], c[ROWS][MAX_COLUMNS];
+  auto& [a, b, c] = block->wgmma_tiles;
   const Descriptor a_descriptor{op.a_descriptor}, b_descriptor{op.b_descriptor};
   for (int row = 0; row < ROWS && !op.a_in_registers; row++)
-    for (int k = 0; k < K; k++)
-      a[row][k] = shared_element(op, a_descriptor.element(Major::K, first_row(warp) + uint32_t(row), uint32_t(k)));
+    for (int k = 0; k < K; k += PER_CHUNK)
+      widen_chunk(op, a_descriptor.element(Major::K, first_row(warp) + uint32_t(row), uint32_t(k)), &a[row][k], 1);
   for (int lane = 0; lane < LANES && op.a_in_registers; lane++)
     for (int pair = 0; pair < 4; pair++) {
       const Place p = pair_place(lane, pair, TILES_DOWN_A);
       a[p.row][p.column] = widen(op, uint16_t(op.a[lane][pair]));
       a[p.row][p.column + 1] = widen(op, uint16_t(op.a[lane][pair] >> 16));
     }
-  const Major b_major = op.a_in_registers ? Major::MN : Major::K;
-  for (int k = 0; k < K; k++)
+  if (op.a_in_registers)
+    for (int k = 0; k < K; k++)
+      for (int n = 0; n < op.columns; n += PER_CHUNK)
+        widen_chunk(op, b_descriptor.element(Major::MN, uint32_t(n), uint32_t(k)), &b[k][n], 1);
+  else
     for (int n = 0; n < op.columns; n++)
-      b[k][n] = shared_element(op, b_descriptor.element(b_major, uint32_t(n), uint32_t(k)));
+      for (int k = 0; k < K; k += PER_CHUNK)
+        widen_chunk(op, b_descriptor.element(Major::K, uint32_t(n), uint32_t(k)), &b[k][n], MAX_COLUMNS);
 
   // The accumulator is a row of tiles as mma has them, four registers each.
   WgmmaAccumulator& accumulator = warp.wgmma.accumulators[op.accumulator];
@@ -84,9 +94,7 @@ void execute(Warp& warp, const WgmmaOperation& op) {
   };
   if (op.accumulate) for_each_pair([](float* lane, float* tile) { memcpy(tile, lane, 8); });
   else memset(c, 0, sizeof c);
-  for (int row = 0; row < ROWS; row++)
-    for (int k = 0; k < K; k++)
-      for (int n = 0; n < op.columns; n++) c[row][n] += a[row][k] * b[k][n];
+  multiply(block->wgmma_tiles, op.columns);
   for_each_pair([](float* lane, float* tile) { memcpy(lane, tile, 8); });
   block->stats.wgmma++;
 }
@@ -161,8 +169,9 @@ void issue(Op kind, bool bf16, WgmmaLane mine, Pc pc) {
     op.accumulate = mine.accumulate;
     op.pc = pc;
     check_operands(op);
+    uint64_t good = NO_WRITE;
     for_each_chunk(op, warp, [&](uint32_t offset) {
-      if (block->launch->checked()) block->shadow.hold(warp, offset, CHUNK, pc);
+      if (block->launch->checked()) block->shadow.hold(warp, offset, CHUNK, pc, good);
     });
     op.accumulator = take_accumulator(warp, lanes);
     // Registers of an interpreted program are no memory that could be guarded.

@@ -44,6 +44,12 @@ struct WgmmaAccumulator {
   int operations = 0;
 };
 
+// One warp's part of a product: too large for the stack of a fiber.
+struct WgmmaTiles {
+  static constexpr int ROWS = 16, MAX_COLUMNS = 2 * MAX_WGMMA_REGISTERS, K = 16;
+  float a[ROWS][K], b[K][MAX_COLUMNS], c[ROWS][MAX_COLUMNS];
+};
+
 struct WgmmaQueue {
   std::vector<WgmmaOperation> open;                 // issued, not committed
   std::vector<std::vector<WgmmaOperation>> groups;  // committed, oldest first

@@ -17,7 +17,7 @@ mod naive_backward;
 pub use bound::{Bound, bound, bound_of_draws};
 pub use data::{Buffer, Data, HostTensor};
 pub use list::all;
-pub use naive::{naive, round_to};
+pub use naive::{Naive, naive, round_to};
 pub use naive_backward::naive_draws;
 
 use fused_attention::{Causal, DType, Engine, Window};
