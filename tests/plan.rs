@@ -79,7 +79,58 @@ fn hopper_keeps_few_keys() {
     assert_eq!(plan.symbol(), "forward_short_sm80_f16_w64");
 }
 
-/// On a GPU of 132 multiprocessors, each with one block at a time.
+/// 132 multiprocessors, each with one block at a time.
+#[cfg(feature = "cuda")]
+fn h200() -> Device {
+    Device::Cuda(fused_attention::CudaDevice {
+        ordinal: 0,
+        name: "a GPU".to_string(),
+        compute_capability: HOPPER,
+        multiprocessors: 132,
+        shared_memory_per_block: 227 << 10,
+    })
+}
+
+/// Whether plans for a GPU find kernels in this build.
+#[cfg(feature = "cuda")]
+fn has_kernels() -> bool {
+    let has_kernels = fused_attention::cuda::toolkit().is_some();
+    if !has_kernels {
+        // Not eprintln: the test harness would swallow it.
+        let _ = writeln!(std::io::stderr(), "LEFT OUT: blocks on a GPU: the build found no nvcc; run scripts/get-nvcc");
+    }
+    has_kernels
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn blocks_are_finer_where_they_end_sooner() {
+    if !has_kernels() {
+        return;
+    }
+    for ([batch, seq, heads, width], expected) in [
+        // Two waves of 192 queries each, and two of 128;
+        ([1, 4096, 8, 40], "forward_fine_sm90_f16_w40"),
+        // four and five, of 3.3 and 4.8 that are full;
+        ([2, 4096, 10, 64], "forward_fine_sm90_f16_w64"),
+        // three and four: a ninth less, which finer blocks may lose;
+        ([2, 4096, 8, 40], "forward_streaming_sm90_f16_w40"),
+        // two and three, one and two;
+        ([1, 4096, 10, 64], "forward_streaming_sm90_f16_w64"),
+        ([1, 1024, 20, 64], "forward_streaming_sm90_f16_w64"),
+        // many;
+        ([8, 4096, 10, 64], "forward_streaming_sm90_f16_w64"),
+        // a width whose blocks are of 128 in any case.
+        ([1, 4096, 8, 80], "forward_streaming_sm90_f16_w80"),
+    ] {
+        let all = TensorDesc::bshd(DType::F16, [batch, seq, heads, width]);
+        let attention = Attention::new(all.clone()).branch(Branch::new(all.clone(), all.clone()));
+        let problem = Problem::forward(&attention, &Outputs::new(all)).expect("a legal problem");
+        let plan = Plan::new(&problem, &h200()).expect("device code takes it");
+        assert_eq!(plan.symbol(), expected, "{batch} x {seq} x {heads} x {width}");
+    }
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 fn few_queries_take_one_wave() {
@@ -87,21 +138,12 @@ fn few_queries_take_one_wave() {
         let of = |seq: usize| TensorDesc::bshd(DType::F16, [batch, seq, heads, 64]);
         let attention = Attention::new(of(seq_q)).branch(Branch::new(of(77), of(77))).branch(Branch::new(of(4), of(4)));
         let problem = Problem::forward(&attention, &Outputs::new(of(seq_q))).expect("a legal problem");
-        let gpu = fused_attention::CudaDevice {
-            ordinal: 0,
-            name: "a GPU".to_string(),
-            compute_capability: HOPPER,
-            multiprocessors: 132,
-            shared_memory_per_block: 227 << 10,
-        };
-        let plan = Plan::new(&problem, &Device::Cuda(gpu)).expect("device code takes it");
+        let plan = Plan::new(&problem, &h200()).expect("device code takes it");
         let line = plan.to_string().lines().find_map(|line| Some(line.strip_prefix("blocks")?.trim().to_string()));
         let line = line.expect("a plan for a GPU tells its blocks");
         line.split(' ').next().and_then(|blocks| blocks.parse::<usize>().ok()).expect("a number")
     };
-    if fused_attention::cuda::toolkit().is_none() {
-        // Not eprintln: the test harness would swallow it.
-        let _ = writeln!(std::io::stderr(), "LEFT OUT: blocks on a GPU: the build found no nvcc; run scripts/get-nvcc");
+    if !has_kernels() {
         return;
     }
     for (shape, expected) in [
@@ -170,16 +212,16 @@ fn a_plan_tells_why_it_passed_over_the_others() {
         told.map(|other| (other.kernel, other.reasons)).collect::<Vec<(&str, Vec<Reason>)>>()
     };
     let positions = || Reason::Positions { segment: 0 };
-    let wide = Reason::Width { dim: "head_dim", got: width, limit: 128 };
-    let wide_values = Reason::Width { dim: "value_dim", got: width, limit: 128 };
+    let wide = |limit| ["head_dim", "value_dim"].map(|dim| Reason::Width { dim, got: width, limit });
     let expected = vec![
         ("forward_short_sm90", vec![positions()]),
-        ("forward_medium_sm90", vec![wide, wide_values, positions()]),
+        ("forward_medium_sm90", [&wide(128)[..], &[positions()]].concat()),
         // They take it as well, and stand behind it in the table.
         ("forward_streaming_sm90", vec![]),
+        ("forward_fine_sm90", wide(64).into()),
         ("forward_biased_sm90", vec![]),
         ("forward_streaming_sm80", vec![]),
     ];
     assert_eq!(of(HOPPER), expected.clone());
-    assert_eq!(of((8, 0)), expected[4..], "kernels for another GPU are not told of");
+    assert_eq!(of((8, 0)), expected[5..], "kernels for another GPU are not told of");
 }

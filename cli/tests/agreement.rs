@@ -177,7 +177,8 @@ fn hopper_failures(case: &Case, bytes: &[u8], said: &Said) -> Vec<String> {
     if !plan.stdout.contains(&format!("kernel         {kernel}\n")) {
         failures.push(format!("{}: {kernel} ran, planned was {}", case.name, plan.stdout));
     }
-    for other in ["forward_short_sm90", "forward_medium_sm90", "forward_streaming_sm90", "forward_biased_sm90"] {
+    let hopper = ["short", "medium", "streaming", "fine", "biased"].map(|name| format!("forward_{name}_sm90"));
+    for other in &hopper {
         let lines = plan.stdout.lines().filter_map(|line| line.strip_prefix("not taken      ")?.strip_prefix(other));
         let reasons: Vec<&str> = lines.filter_map(|line| line.strip_prefix(": ")).collect();
         let ran = kernel.starts_with(&format!("{other}_"));

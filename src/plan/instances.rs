@@ -98,6 +98,9 @@ pub struct DeviceCode {
     /// Kernels that complete its work in launches of their own, in this order, each where there is something for it to do: the
     /// row of the same type that is wide enough.
     pub followers: &'static [&'static str],
+    /// Kernel that does the same in blocks of fewer queries, in a row of the same type and width; where these end sooner, a plan
+    /// starts with it.
+    pub finer: Option<&'static str>,
     #[allow(dead_code, reason = "the build makes source of it")]
     pub(super) entry: EntryPoint,
 }
@@ -193,6 +196,10 @@ pub static INSTANCES: &[Instance] = &[
     sm90::forward_streaming(sm80::BF16, 128, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
     sm90::forward_streaming(sm80::BF16, 160, Tiles { block_kv: 64, consumers: 2, stages: 2 }),
     sm90::forward_streaming(sm80::BF16, 256, Tiles { block_kv: 80, consumers: 2, stages: 2 }),
+    sm90::forward_fine(sm80::F16, 40, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
+    sm90::forward_fine(sm80::F16, 64, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
+    sm90::forward_fine(sm80::BF16, 40, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
+    sm90::forward_fine(sm80::BF16, 64, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
     sm90::forward_biased(sm80::F16, 40, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
     sm90::forward_biased(sm80::F16, 64, Tiles { block_kv: 128, consumers: 2, stages: 4 }),
     sm90::forward_biased(sm80::F16, 80, Tiles { block_kv: 128, consumers: 2, stages: 2 }),
@@ -356,6 +363,13 @@ impl Instance {
             row.kernel == kernel && row.dtypes == self.dtypes && row.max_head_dim >= self.max_head_dim
         };
         INSTANCES.iter().find(fits).filter(|_| follows)
+    }
+
+    /// The row that does the same in finer blocks.
+    pub(super) fn finer(&self) -> Option<&'static Instance> {
+        let kernel = self.device.as_ref()?.finer?;
+        let same = |row: &&Instance| (row.dtypes, row.max_head_dim) == (self.dtypes, self.max_head_dim);
+        INSTANCES.iter().filter(same).find(|row| row.kernel == kernel)
     }
 
     /// Name of the row, unique in the table; of device code also the name of its entry point.

@@ -16,6 +16,7 @@ mod sm80;
 mod sm90;
 #[allow(dead_code, reason = "the build script reads names and the PTX architecture")]
 mod target;
+mod waves;
 
 pub use device::{CudaDevice, Device};
 pub use instances::{DeviceCode, Engine, INSTANCES, Instance, MAX_BRANCHES, MAX_SEGMENTS, MAX_SUMS, support_table};
@@ -71,18 +72,11 @@ impl Plan {
     ) -> Result<Plan, Refusal> {
         let engine = device.engine();
         let rows = || Instance::leading(engine, problem.direction()).filter(|row| admitted(row));
-        for instance in rows() {
-            // Most rows do not fit; that costs a call nothing but the question.
-            let mut fits = true;
-            objections::of_row(instance, problem, device, &mut |_| fits = false);
-            if !fits {
-                continue;
-            }
-            let plan = Plan::with(instance, problem, device);
-            objections::of_launches(&plan, &mut |_| fits = false);
-            if fits {
-                return Ok(plan);
-            }
+        if let Some(plan) = rows().find_map(|row| Plan::fitting(row, problem, device)) {
+            let finer = plan.instance.finer().filter(|row| admitted(row));
+            let finer = finer.and_then(|row| Plan::fitting(row, problem, device));
+            let sooner = finer.filter(|finer| waves::is_sooner(finer, &plan, problem));
+            return Ok(sooner.unwrap_or(plan));
         }
         let mut nearest: Option<Vec<Reason>> = None;
         for instance in rows() {
@@ -123,6 +117,16 @@ impl Plan {
         let other = |reason: &Reason| matches!(reason, Reason::OtherGpu { .. } | Reason::ComputeCapability { .. });
         kernels.retain(|kernel| !kernel.reasons.iter().any(other));
         kernels
+    }
+
+    /// With a row that nothing speaks against.
+    fn fitting(instance: &'static Instance, problem: &Problem, device: &Device) -> Option<Plan> {
+        // Most rows do not fit; that costs a call nothing but the question.
+        let mut fits = true;
+        objections::of_row(instance, problem, device, &mut |_| fits = false);
+        let plan = fits.then(|| Plan::with(instance, problem, device))?;
+        objections::of_launches(&plan, &mut |_| fits = false);
+        fits.then_some(plan)
     }
 
     /// With a row that nothing of its own speaks against.
@@ -285,24 +289,9 @@ fn head_blocks(instance: &Instance, problem: &Problem, device: &Device) -> usize
     }
     let heads = elements(&[problem.batch, problem.heads]).max(1);
     if let Some([consumers, _]) = code.entry.warpgroups {
-        return soonest(heads, tiles, device.multiprocessors(), consumers);
+        return waves::soonest(heads, tiles, device.multiprocessors(), consumers);
     }
     (2 * device.multiprocessors()).div_ceil(heads).clamp(1, tiles.max(1)).min(tiles)
-}
-
-/// Blocks of each of `heads` heads that share its `tiles` tiles of queries, so that `multiprocessors`, with one block at a time,
-/// end soonest. A wave of blocks takes as long as loading the keys, which counts as one tile, and the tiles of the warpgroup
-/// that has most.
-fn soonest(heads: usize, tiles: usize, multiprocessors: usize, warpgroups: usize) -> usize {
-    const WAVES: usize = 4;
-    let multiprocessors = multiprocessors.max(1);
-    // As many as fill one, two, … waves; of more blocks than that each has one tile to begin with.
-    let filling = (1..=WAVES).map(|waves| (waves * multiprocessors / heads).clamp(1, tiles.max(1)).min(tiles));
-    let cost = |blocks: usize| {
-        let waves = heads.saturating_mul(blocks).div_ceil(multiprocessors);
-        waves.saturating_mul(1 + tiles.div_ceil(blocks.max(1)).div_ceil(warpgroups))
-    };
-    filling.min_by_key(|&blocks| (cost(blocks), blocks)).unwrap_or(0)
 }
 
 fn workspace_bytes(instance: &Instance, problem: &Problem, device: &Device) -> usize {

@@ -131,6 +131,7 @@ const fn code(entry: EntryPoint, shared_bytes: usize) -> DeviceCode {
         positions: true,
         max_segments: MAX_SEGMENTS,
         followers: &[],
+        finer: None,
         entry,
     }
 }

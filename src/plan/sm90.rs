@@ -18,18 +18,27 @@ const fn tile_bytes(rows: usize, width: usize) -> usize {
 
 /// Logits that are products times a positive scale.
 pub const fn forward_streaming(dtypes: &'static [DType], width: usize, tiles: Tiles) -> Instance {
-    streaming("forward_streaming_sm90", "PlainConfig", false, dtypes, width, tiles)
+    let finer = if tiles.consumers > 2 { Some(FINE) } else { None };
+    streaming("forward_streaming_sm90", "PlainConfig", false, finer, dtypes, width, tiles)
 }
+
+/// The same in blocks of two warpgroups' queries.
+pub const fn forward_fine(dtypes: &'static [DType], width: usize, tiles: Tiles) -> Instance {
+    streaming(FINE, "FineConfig", false, None, dtypes, width, tiles)
+}
+
+const FINE: &str = "forward_fine_sm90";
 
 /// Any logits: capped, biased, or times any scale.
 pub const fn forward_biased(dtypes: &'static [DType], width: usize, tiles: Tiles) -> Instance {
-    streaming("forward_biased_sm90", "BiasedConfig", true, dtypes, width, tiles)
+    streaming("forward_biased_sm90", "BiasedConfig", true, None, dtypes, width, tiles)
 }
 
 const fn streaming(
     kernel: &'static str,
     config: &'static str,
     biased: bool,
+    finer: Option<&'static str>,
     dtypes: &'static [DType],
     width: usize,
     Tiles { block_kv, consumers, stages }: Tiles,
@@ -46,7 +55,8 @@ const fn streaming(
         rows: Some(block_kv),
         warpgroups: Some([consumers, stages]),
     };
-    let device = DeviceCode { shared_bytes: [one as u32, several as u32], biased, softcap: biased, ..code(entry) };
+    let device =
+        DeviceCode { shared_bytes: [one as u32, several as u32], biased, softcap: biased, finer, ..code(entry) };
     Instance { kernel, block_q, block_kv, device: Some(device), ..forward(dtypes, width) }
 }
 
@@ -110,6 +120,7 @@ const fn code(entry: EntryPoint) -> DeviceCode {
         positions: true,
         max_segments: MAX_MAPPED_SEGMENTS,
         followers: &[],
+        finer: None,
         entry,
     }
 }
