@@ -1,7 +1,8 @@
 //! Which row of the table takes a problem on which GPU; no kernel runs.
 
 use fused_attention::{
-    Attention, AttentionDesc, Branch, Causal, DType, Device, Outputs, Plan, Problem, Reason, Segment, TensorDesc,
+    Attention, AttentionDesc, Backward, Branch, Causal, DType, Device, Gradient, Gradients, Outputs, Plan, Problem,
+    Reason, Segment, TensorDesc,
 };
 #[cfg(feature = "cuda")]
 use std::io::Write;
@@ -224,4 +225,27 @@ fn a_plan_tells_why_it_passed_over_the_others() {
     ];
     assert_eq!(of(HOPPER), expected.clone());
     assert_eq!(of((8, 0)), expected[5..], "kernels for another GPU are not told of");
+}
+
+/// Strides of 0 make any extents of a few numbers: such a problem is planned or refused.
+#[test]
+fn extents_beyond_any_memory_are_judged() {
+    const MOST: usize = fused_attention::MAX_EXTENT;
+    let one = |seq: usize| TensorDesc::strided(DType::F16, [MOST, seq, MOST, 8], [0, 0, 0, 1]);
+    for (seq_q, seq_kv) in [(MOST, MOST), (MOST, 0), (1, MOST), (70, MOST)] {
+        let gate = TensorDesc::contiguous(DType::F32, []);
+        let branch = || Branch::new(one(seq_kv), one(seq_kv)).gate_tensor(gate.clone());
+        let attention = Attention::new(one(seq_q)).branch(branch()).branch(branch());
+        let wanted = Gradients::new().want(Gradient::Gate(0), gate.clone()).want(Gradient::Gate(1), gate.clone());
+        let problem = Problem::backward(&attention, &Backward::new(one(seq_q)), &wanted).expect("a legal problem");
+        let refusal = Plan::new(&problem, &Device::Cpu { threads: 2 }).expect_err("numbers of every row");
+        assert!(matches!(refusal.reasons[..], [Reason::Workspace { .. }]), "{refusal}");
+        let emulated = [(8, 0), HOPPER].map(|compute_capability| Device::Emulated { compute_capability });
+        for device in emulated.iter().chain([&Device::Reference]) {
+            match Plan::new(&problem, device) {
+                Ok(plan) => assert!(!plan.to_string().is_empty()),
+                Err(refusal) => assert!(!refusal.reasons.is_empty()),
+            }
+        }
+    }
 }

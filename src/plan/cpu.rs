@@ -275,11 +275,11 @@ pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
     let unit_heads = segments.iter().fold(1, |heads, segment| least_common_multiple(heads, segment.group));
     let across = heads / unit_heads;
     let units = across * if shared { 1 } else { batch };
-    let parts = UNIT_TASKS.div_ceil(units.max(1)).min(saturating(&[entries, unit_heads, blocks])).max(1);
+    let parts = UNIT_TASKS.div_ceil(units.max(1)).min(elements(&[entries, unit_heads, blocks])).max(1);
     let numbers = segments.iter().flat_map(|segment| {
         [(segment.k, head_dim), (segment.v, value_dim)].map(|(strides, width)| {
             let entries = if in_all(strides) { 1 } else { entries };
-            saturating(&[entries, unit_heads / segment.group, segment.seq_kv, padded(width)])
+            elements(&[entries, unit_heads / segment.group, segment.seq_kv, padded(width)])
         })
     });
     let numbers = numbers.fold(0, usize::saturating_add);
@@ -287,8 +287,8 @@ pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
         numbers <= SUMS_OF_A_THREAD
     } else {
         let logits =
-            problem.seq_kv().map(|seq_kv| saturating(&[batch, heads, seq_q, seq_kv])).fold(0, usize::saturating_add);
-        saturating(&[units, parts, numbers]) <= (logits / LOGITS_TO_SUMS).clamp(SUMS_OF_PARTS, MOST_SUMS_OF_PARTS)
+            problem.seq_kv().map(|seq_kv| elements(&[batch, heads, seq_q, seq_kv])).fold(0, usize::saturating_add);
+        elements(&[units, parts, numbers]) <= (logits / LOGITS_TO_SUMS).clamp(SUMS_OF_PARTS, MOST_SUMS_OF_PARTS)
     };
 
     let Results::Backward { gradients, .. } = &problem.results else { return apart };
@@ -302,7 +302,7 @@ pub(crate) fn query_pass(problem: &Problem, block_q: usize) -> QueryPass {
         let [batch_of, seq_kv, ..] = layout.extents;
         let (entries, kv_heads) = (entries.min(batch_of), unit_heads / segments[number].group);
         sums.push(KeySums { gradient: layout.gradient, offset: numbers, entries, kv_heads, seq_kv, width });
-        numbers = numbers.saturating_add(saturating(&[entries, kv_heads, seq_kv, width]));
+        numbers = numbers.saturating_add(elements(&[entries, kv_heads, seq_kv, width]));
     }
     if fits && numbers > 0 {
         QueryPass { entries, heads: unit_heads, across, units, parts, sums, numbers }
@@ -338,10 +338,6 @@ impl QueryPass {
     }
 }
 
-fn saturating(extents: &[usize]) -> usize {
-    extents.iter().fold(1, |product, &extent| product.saturating_mul(extent))
-}
-
 fn least_common_multiple(a: usize, b: usize) -> usize {
     let (mut divisor, mut rest) = (a, b);
     while rest != 0 {
@@ -363,7 +359,7 @@ pub(super) fn backward_bytes(instance: &Instance, problem: &Problem, threads: us
     let Problem { batch, heads, seq_q, head_dim, value_dim, .. } = *problem;
     let Instance { block_q, block_kv, .. } = *instance;
     let blocks = seq_q.div_ceil(block_q);
-    let rows = elements(&[batch, heads, blocks, problem.branches.len(), block_q.min(seq_q)]) * ROW_BYTES;
+    let rows = elements(&[batch, heads, blocks, problem.branches.len(), block_q.min(seq_q), ROW_BYTES]);
 
     let width = padded(head_dim) + padded(value_dim);
     let scores = if problem.softcap.is_some() { 3 } else { 2 } * block_q * block_kv;

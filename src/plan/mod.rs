@@ -84,7 +84,7 @@ impl Plan {
             objections::of_row(instance, problem, device, &mut |reason| reasons.push(reason()));
             if reasons.is_empty() {
                 let plan = Plan::with(instance, problem, device);
-                objections::of_launches(&plan, &mut |reason| reasons.push(reason()));
+                objections::of_plan(&plan, &mut |reason| reasons.push(reason()));
             }
             if nearest.as_ref().is_none_or(|known| reasons.len() < known.len()) {
                 nearest = Some(reasons);
@@ -125,7 +125,7 @@ impl Plan {
         let mut fits = true;
         objections::of_row(instance, problem, device, &mut |_| fits = false);
         let plan = fits.then(|| Plan::with(instance, problem, device))?;
-        objections::of_launches(&plan, &mut |_| fits = false);
+        objections::of_plan(&plan, &mut |_| fits = false);
         fits.then_some(plan)
     }
 

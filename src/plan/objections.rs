@@ -12,12 +12,15 @@ pub(super) fn of_row(instance: &Instance, problem: &Problem, device: &Device, ob
     of_device(instance, problem, device, object);
 }
 
-/// Launches that are too large.
-pub(super) fn of_launches(plan: &Plan, object: &mut Objections<'_>) {
+/// Launches and scratch that are too large.
+pub(super) fn of_plan(plan: &Plan, object: &mut Objections<'_>) {
     if let Some(blocks) =
         plan.launches.iter().map(|launch| launch.blocks as u128).max().filter(|&blocks| blocks > MAX_GRID)
     {
         object(&|| Reason::Grid { blocks });
+    }
+    if isize::try_from(plan.workspace_bytes).is_err() {
+        object(&|| Reason::Workspace { bytes: plan.workspace_bytes });
     }
 }
 

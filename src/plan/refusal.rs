@@ -122,6 +122,12 @@ pub enum Reason {
         /// Blocks needed.
         blocks: u128,
     },
+    /// More scratch than an address space has.
+    #[error("its scratch would be {bytes} bytes, more than any allocation has; split the batch")]
+    Workspace {
+        /// Bytes needed, the largest number if there are more.
+        bytes: usize,
+    },
     /// A GPU that is too old.
     #[error("the GPU is sm_{}{}; its kernels need sm_{}{} or newer", .have.0, .have.1, .need.0, .need.1)]
     ComputeCapability {

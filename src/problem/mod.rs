@@ -25,9 +25,9 @@ pub use validate::MAX_EXTENT;
 
 use smallvec::SmallVec;
 
-/// How many elements extents make. Partial products may overflow where one extent is 0.
+/// How many elements extents make, the largest number where they are more: strides of 0 allow any.
 pub(crate) fn elements(extents: &[usize]) -> usize {
-    if extents.contains(&0) { 0 } else { extents.iter().product() }
+    extents.iter().fold(1, |product, &extent| product.saturating_mul(extent))
 }
 
 /// A computable problem: holding one means that every rule of [`Problem::forward`] or [`Problem::backward`] is true.

@@ -141,7 +141,7 @@ impl<'a> Block<'a> {
             for (g, Queries { first, rows, .. }) in self.queries.groups() {
                 // SAFETY: tasks partition (b, h, first..first + rows), and this task reads here, each row once.
                 let rows = (0..rows).map(|r| unsafe { &*out.row([b, first + r, h, 0], width) });
-                to_lanes::<T, f32>(rows, &mut scratch.out[g * width * GROUP..][..width * GROUP], width, GROUP);
+                to_lanes::<T, f32>(rows, &mut scratch.out[g * width * GROUP..][..width * GROUP], width);
             }
         }
     }

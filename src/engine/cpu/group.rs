@@ -37,7 +37,7 @@ impl<'a> Queries<'a> {
             return;
         }
         let rows = (0..self.rows).map(|r| &view.data::<T>()[start.wrapping_add_signed(r as isize * stride)..][..width]);
-        to_lanes(rows, lanes, elements, GROUP);
+        to_lanes(rows, lanes, elements);
     }
 
     /// Whether any of the queries may attend to any of the keys.

@@ -17,14 +17,8 @@ pub(super) fn to_panels<T, E: Holds<T>>(from: &[T], row: usize, rows: usize, pan
     }
 }
 
-/// Writes up to [`GROUP`] rows side by side, `[width, GROUP]` with `stride` between its rows, and zeros where there are
-/// fewer; widths count elements.
-pub(super) fn to_lanes<'a, T: Float, E: Holds<T>>(
-    rows: impl Iterator<Item = &'a [T]>,
-    lanes: &mut [E],
-    width: usize,
-    stride: usize,
-) {
+/// Writes up to [`GROUP`] rows side by side, `[width, GROUP]`, and zeros where there are fewer; widths count elements.
+pub(super) fn to_lanes<'a, T: Float, E: Holds<T>>(rows: impl Iterator<Item = &'a [T]>, lanes: &mut [E], width: usize) {
     let mut given: [&[T]; GROUP] = [&[]; GROUP];
     let count = given.iter_mut().zip(rows).map(|(given, row)| *given = row).count();
     // Arranged as f32 whatever they are: elements are as large, and none is computed with.
@@ -39,8 +33,8 @@ pub(super) fn to_lanes<'a, T: Float, E: Holds<T>>(
             }
         }
         let columns = BLOCK.min(width - n * BLOCK);
-        let lanes = bytemuck::cast_slice_mut(&mut lanes[n * BLOCK * stride..]);
-        turn((block.as_flattened(), BLOCK), (lanes, stride), [GROUP, columns]);
+        let lanes = bytemuck::cast_slice_mut(&mut lanes[n * BLOCK * GROUP..]);
+        turn((block.as_flattened(), BLOCK), (lanes, GROUP), [GROUP, columns]);
     }
 }
 
@@ -70,18 +64,14 @@ mod tests {
     fn rows_go_to_lanes_and_back() {
         for (rows, width) in [(1, 1), (7, 16), (19, 40), (GROUP, 77)] {
             let tensor: Vec<f32> = (0..rows * width).map(|n| n as f32 + 1.0).collect();
-            let stride = GROUP + 3;
-            let mut lanes = vec![f32::NAN; width * stride];
-            to_lanes::<f32, f32>(tensor.chunks(width), &mut lanes, width, stride);
-            let row = |d: usize| &lanes[d * stride..][..stride];
-            for d in 0..width {
-                for lane in 0..GROUP {
-                    let want = if lane < rows { tensor[lane * width + d] } else { 0.0 };
-                    assert_eq!(row(d)[lane], want, "{rows} rows of {width}: lane {lane} of {d}");
-                }
-                assert!(row(d)[GROUP..].iter().all(|x| x.is_nan()), "what lies between rows is not written");
+            let mut lanes = vec![f32::NAN; width * GROUP + 1];
+            to_lanes::<f32, f32>(tensor.chunks(width), &mut lanes, width);
+            assert!(lanes.pop().is_some_and(f32::is_nan), "what lies behind is not written");
+            for (at, &got) in lanes.iter().enumerate() {
+                let (d, lane) = (at / GROUP, at % GROUP);
+                let want = if lane < rows { tensor[lane * width + d] } else { 0.0 };
+                assert_eq!(got, want, "{rows} rows of {width}: lane {lane} of {d}");
             }
-            let lanes: Vec<f32> = (0..width).flat_map(|d| row(d)[..GROUP].to_vec()).collect();
             let mut back = vec![f32::NAN; tensor.len()];
             from_lanes(&lanes, &mut back, width);
             assert_eq!(back, tensor);

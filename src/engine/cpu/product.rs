@@ -359,7 +359,7 @@ pub(super) mod tests {
     #[test]
     fn every_extent_either_way_round() {
         for m in [1, 3, 5, 12, 18, 31] {
-            for (n, k) in [(16, 1), (32, 33), (48, 64), (112, 77)] {
+            for (n, k) in [(16, 1), (32, 33), (48, 64), (112, 77), (16, 131)] {
                 check([m, n, k], true, |numbers| numbers[0]);
             }
         }
