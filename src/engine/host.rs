@@ -75,6 +75,33 @@ impl<'a, const N: usize> View<'a, N> {
     }
 }
 
+impl View<'_, 4> {
+    /// The `width` elements from `[x, y, z, 0]` on, exactly.
+    pub(crate) fn row(&self, [x, y, z]: [usize; 3], width: usize) -> Vec<f64> {
+        fn widen<T: bytemuck::AnyBitPattern>(
+            view: &View<'_, 4>,
+            index: [usize; 4],
+            to: &mut [f64],
+            f: impl Fn(T) -> f64,
+        ) {
+            let (data, start, step) = (view.data::<T>(), view.position(index), view.stride(3));
+            for (d, to) in to.iter_mut().enumerate() {
+                *to = f(data[start.wrapping_add_signed((d as isize).wrapping_mul(step))]);
+            }
+        }
+        let mut row = vec![0.0; width];
+        let index = [x, y, z, 0];
+        match self.dtype {
+            DType::F16 => widen(self, index, &mut row, f16::to_f64),
+            DType::BF16 => widen(self, index, &mut row, bf16::to_f64),
+            DType::F32 => widen::<f32>(self, index, &mut row, f64::from),
+            DType::Bool => widen::<u8>(self, index, &mut row, f64::from),
+            DType::U32 => widen::<u32>(self, index, &mut row, f64::from),
+        }
+        row
+    }
+}
+
 /// `offset + index · strides`. Wrapping: the sum is in range although a partial sum may not be.
 pub(crate) fn position<const N: usize>(offset: usize, strides: &Strides<N>, index: [usize; N]) -> usize {
     (index.iter().zip(strides))

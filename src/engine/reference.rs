@@ -20,10 +20,19 @@ impl Dense {
         Dense { extents, values: vec![0.0; elements(&extents)] }
     }
 
+    fn position(&self, index: [usize; 4]) -> usize {
+        (index.iter().zip(self.extents))
+            .fold(0, |position, (&i, extent)| position * extent + if extent == 1 { 0 } else { i })
+    }
+
     fn at(&mut self, index: [usize; 4]) -> &mut f64 {
-        let position = (index.iter().zip(self.extents))
-            .fold(0, |position, (&i, extent)| position * extent + if extent == 1 { 0 } else { i });
+        let position = self.position(index);
         &mut self.values[position]
+    }
+
+    fn add_to_row(&mut self, [x, y, z]: [usize; 3], row: impl Iterator<Item = f64>) {
+        let position = self.position([x, y, z, 0]);
+        self.values[position..].iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
     }
 }
 
@@ -61,10 +70,8 @@ pub(crate) fn forward(problem: &Problem, inputs: &Inputs<'_>) -> Forward {
             }
             let weight = f64::from(bound.gate(b, h)) * f64::from(bound.region(b, h, i));
             for (s, j) in attended(&row) {
-                let value = [b, j, h / branch.segments[s].group];
-                for d in 0..value_dim {
-                    *out.at([b, i, h, d]) += weight * row.p[s][j] * at(&bound.segments[s].v, value, d);
-                }
+                let v = bound.segments[s].v.row([b, j, h / branch.segments[s].group], value_dim);
+                out.add_to_row([b, i, h], v.iter().map(|v| weight * row.p[s][j] * v));
             }
         }
     }
@@ -82,6 +89,7 @@ pub(crate) fn backward(
     let Problem { head_dim, value_dim, .. } = *problem;
     let scale = f64::from(problem.softmax_scale);
     for (b, h, i) in queries(problem) {
+        let (q, dout) = (inputs.q.row([b, i, h], head_dim), dout.row([b, i, h], value_dim));
         for (n, branch) in problem.branches.iter().enumerate() {
             let row = softmax_row(problem, inputs, n, [b, h, i]);
             let bound = &inputs.branches[n];
@@ -89,8 +97,8 @@ pub(crate) fn backward(
 
             // Equation 8: dout · O_b, from which both factors of the weight get their gradients.
             let dout_v = |s: usize, j: usize| -> f64 {
-                let value = [b, j, h / branch.segments[s].group];
-                (0..value_dim).map(|d| dout.get([b, i, h, d]) * at(&bound.segments[s].v, value, d)).sum()
+                let v = bound.segments[s].v.row([b, j, h / branch.segments[s].group], value_dim);
+                dout.iter().zip(v).map(|(dout, v)| dout * v).sum()
             };
             let keys: Vec<(usize, usize, f64)> = attended(&row).map(|(s, j)| (s, j, dout_v(s, j))).collect();
             let dout_o: f64 = keys.iter().map(|&(s, j, dout_v)| row.p[s][j] * dout_v).sum();
@@ -103,16 +111,14 @@ pub(crate) fn backward(
             for (s, j, dout_v) in keys {
                 let number = branch.first_segment + s;
                 let (p, head) = (row.p[s][j], h / branch.segments[s].group);
-                let (k, weight) = (&bound.segments[s].k, gate * region);
+                let (k, weight) = (bound.segments[s].k.row([b, j, head], head_dim), gate * region);
                 // Equations 9 to 11.
                 let ds = p * weight * (dout_v - dout_o);
                 let dz = ds * row.slope[s][j];
                 add(&mut gradients, Gradient::Bias(number), [b, h, i, j], ds);
-                let dq = (0..head_dim).map(|d| scale * dz * at(k, [b, j, head], d));
-                add_row(&mut gradients, Gradient::Q, [b, i, h], dq);
-                let dk = (0..head_dim).map(|d| scale * dz * at(&inputs.q, [b, i, h], d));
-                add_row(&mut gradients, Gradient::K(number), [b, j, head], dk);
-                let dv = (0..value_dim).map(|d| weight * p * dout.get([b, i, h, d]));
+                add_row(&mut gradients, Gradient::Q, [b, i, h], k.iter().map(|k| scale * dz * k));
+                add_row(&mut gradients, Gradient::K(number), [b, j, head], q.iter().map(|q| scale * dz * q));
+                let dv = dout.iter().map(|dout| weight * p * dout);
                 add_row(&mut gradients, Gradient::V(number), [b, j, head], dv);
             }
         }
@@ -128,9 +134,10 @@ fn add(gradients: &mut Sums, gradient: Gradient, index: [usize; 4], value: f64) 
 }
 
 /// The same for all components of a row.
-fn add_row(gradients: &mut Sums, gradient: Gradient, [x, y, z]: [usize; 3], row: impl Iterator<Item = f64>) {
-    let Some(dense) = gradients.get_mut(&gradient) else { return };
-    row.enumerate().for_each(|(d, value)| *dense.at([x, y, z, d]) += value);
+fn add_row(gradients: &mut Sums, gradient: Gradient, index: [usize; 3], row: impl Iterator<Item = f64>) {
+    if let Some(dense) = gradients.get_mut(&gradient) {
+        dense.add_to_row(index, row);
+    }
 }
 
 fn queries(problem: &Problem) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
@@ -144,10 +151,6 @@ fn queries(problem: &Problem) -> impl Iterator<Item = (usize, usize, usize)> + u
 fn attended(row: &Row) -> impl Iterator<Item = (usize, usize)> + '_ {
     (row.p.iter().enumerate())
         .flat_map(|(s, p)| p.iter().enumerate().filter(|&(_, &p)| p != 0.0).map(move |(j, _)| (s, j)))
-}
-
-fn at(view: &View<'_, 4>, [b, s, h]: [usize; 3], d: usize) -> f64 {
-    view.get([b, s, h, d])
 }
 
 /// Equations 1 to 3.
@@ -179,11 +182,12 @@ fn logits(
     [b, h, i]: [usize; 3],
 ) -> (Vec<f64>, Vec<f64>) {
     let key_len = bound.key_len(b);
+    let q = inputs.q.row([b, i, h], problem.head_dim);
     let mut logits = vec![f64::NEG_INFINITY; segment.seq_kv];
     let mut slopes = vec![0.0; segment.seq_kv];
     for j in (0..key_len).filter(|&j| may_attend(segment, problem.seq_q, i, j)) {
-        let key = [b, j, h / segment.group];
-        let product: f64 = (0..problem.head_dim).map(|d| at(&inputs.q, [b, i, h], d) * at(&bound.k, key, d)).sum();
+        let k = bound.k.row([b, j, h / segment.group], problem.head_dim);
+        let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
         let z = f64::from(problem.softmax_scale) * product;
         (logits[j], slopes[j]) = match problem.softcap.map(f64::from) {
             None => (z, 1.0),
