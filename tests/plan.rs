@@ -125,7 +125,7 @@ fn blocks_are_finer_where_they_end_sooner() {
         ([1, 4096, 8, 80], "forward_streaming_sm90_f16_w80"),
     ] {
         let all = TensorDesc::bshd(DType::F16, [batch, seq, heads, width]);
-        let attention = Attention::new(all.clone()).branch(Branch::new(all.clone(), all.clone()));
+        let attention = Attention::new(all).branch(Branch::new(all, all));
         let problem = Problem::forward(&attention, &Outputs::new(all)).expect("a legal problem");
         let plan = Plan::new(&problem, &h200()).expect("device code takes it");
         assert_eq!(plan.symbol(), expected, "{batch} x {seq} x {heads} x {width}");
@@ -234,9 +234,9 @@ fn extents_beyond_any_memory_are_judged() {
     let one = |seq: usize| TensorDesc::strided(DType::F16, [MOST, seq, MOST, 8], [0, 0, 0, 1]);
     for (seq_q, seq_kv) in [(MOST, MOST), (MOST, 0), (1, MOST), (70, MOST)] {
         let gate = TensorDesc::contiguous(DType::F32, []);
-        let branch = || Branch::new(one(seq_kv), one(seq_kv)).gate_tensor(gate.clone());
+        let branch = || Branch::new(one(seq_kv), one(seq_kv)).gate_tensor(gate);
         let attention = Attention::new(one(seq_q)).branch(branch()).branch(branch());
-        let wanted = Gradients::new().want(Gradient::Gate(0), gate.clone()).want(Gradient::Gate(1), gate.clone());
+        let wanted = Gradients::new().want(Gradient::Gate(0), gate).want(Gradient::Gate(1), gate);
         let problem = Problem::backward(&attention, &Backward::new(one(seq_q)), &wanted).expect("a legal problem");
         let refusal = Plan::new(&problem, &Device::Cpu { threads: 2 }).expect_err("numbers of every row");
         assert!(matches!(refusal.reasons[..], [Reason::Workspace { .. }]), "{refusal}");
