@@ -144,7 +144,7 @@ const FLOATS: &[DType] = &[DType::F16, DType::BF16, DType::F32];
 
 /// Every kernel there is. Of the rows that take a problem the first one runs it: keys that stay in shared memory before
 /// keys that stream through it, fewer such keys before more, what one GPU alone has before what all have, plain logits
-/// before any, narrow tiles before wide ones.
+/// before any, narrow tiles before wide ones. Or it is the row in finer blocks that the first one names, where that ends sooner.
 pub static INSTANCES: &[Instance] = &[
     sm90::forward_short(sm80::F16, 40, Tiles { block_kv: 112, consumers: 3, stages: 6 }),
     sm90::forward_short(sm80::F16, 64, Tiles { block_kv: 112, consumers: 3, stages: 6 }),

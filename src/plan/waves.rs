@@ -19,7 +19,7 @@ pub(super) fn soonest(heads: usize, tiles: usize, multiprocessors: usize, warpgr
 }
 
 /// Whether `finer`, the plan in blocks of fewer queries, ends sooner by more than it loses: its keys and values come more often, and
-/// one warpgroup less computes while others wait, which counts as an eighth of its time.
+/// one warpgroup less computes while others wait, which counts as an eighth of its time (benches/NOTEBOOK.md).
 pub(super) fn is_sooner(finer: &Plan, plan: &Plan, problem: &Problem) -> bool {
     let [finer, coarse] = [finer, plan].map(|plan| time(plan, problem));
     finer.saturating_mul(9) < coarse.saturating_mul(8)
