@@ -71,8 +71,8 @@ class ShadowMemory {
     uint16_t count = 0;
     bool store = false;
   };
-  std::vector<Holder> holders_;
   Holder* holders();
+  std::vector<Holder> holders_;
   uint32_t cells_ = 0;
 };
 

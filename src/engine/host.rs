@@ -64,13 +64,26 @@ impl<'a, const N: usize> View<'a, N> {
 
     /// The element at `index`, exactly; `false` is 0 and `true` is 1.
     pub(crate) fn get(&self, index: [usize; N]) -> f64 {
-        let at = self.position(index);
+        let mut element = [0.0];
+        self.widen(self.position(index), 0, &mut element);
+        element[0]
+    }
+
+    /// The elements from position `start` on, `step` apart, exactly.
+    fn widen(&self, start: usize, step: isize, to: &mut [f64]) {
         match self.dtype {
-            DType::F16 => self.data::<f16>()[at].to_f64(),
-            DType::BF16 => self.data::<bf16>()[at].to_f64(),
-            DType::F32 => f64::from(self.data::<f32>()[at]),
-            DType::Bool => f64::from(self.bytes[at]),
-            DType::U32 => f64::from(self.data::<u32>()[at]),
+            DType::F16 => self.convert(start, step, to, f16::to_f64),
+            DType::BF16 => self.convert(start, step, to, bf16::to_f64),
+            DType::F32 => self.convert::<f32>(start, step, to, f64::from),
+            DType::Bool => self.convert::<u8>(start, step, to, f64::from),
+            DType::U32 => self.convert::<u32>(start, step, to, f64::from),
+        }
+    }
+
+    fn convert<T: bytemuck::AnyBitPattern>(&self, start: usize, step: isize, to: &mut [f64], f: impl Fn(T) -> f64) {
+        let data = self.data::<T>();
+        for (d, to) in to.iter_mut().enumerate() {
+            *to = f(data[start.wrapping_add_signed((d as isize).wrapping_mul(step))]);
         }
     }
 }
@@ -78,26 +91,8 @@ impl<'a, const N: usize> View<'a, N> {
 impl View<'_, 4> {
     /// The `width` elements from `[x, y, z, 0]` on, exactly.
     pub(crate) fn row(&self, [x, y, z]: [usize; 3], width: usize) -> Vec<f64> {
-        fn widen<T: bytemuck::AnyBitPattern>(
-            view: &View<'_, 4>,
-            index: [usize; 4],
-            to: &mut [f64],
-            f: impl Fn(T) -> f64,
-        ) {
-            let (data, start, step) = (view.data::<T>(), view.position(index), view.stride(3));
-            for (d, to) in to.iter_mut().enumerate() {
-                *to = f(data[start.wrapping_add_signed((d as isize).wrapping_mul(step))]);
-            }
-        }
         let mut row = vec![0.0; width];
-        let index = [x, y, z, 0];
-        match self.dtype {
-            DType::F16 => widen(self, index, &mut row, f16::to_f64),
-            DType::BF16 => widen(self, index, &mut row, bf16::to_f64),
-            DType::F32 => widen::<f32>(self, index, &mut row, f64::from),
-            DType::Bool => widen::<u8>(self, index, &mut row, f64::from),
-            DType::U32 => widen::<u32>(self, index, &mut row, f64::from),
-        }
+        self.widen(self.position([x, y, z, 0]), self.stride(3), &mut row);
         row
     }
 }

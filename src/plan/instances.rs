@@ -98,8 +98,8 @@ pub struct DeviceCode {
     /// Kernels that complete its work in launches of their own, in this order, each where there is something for it to do: the
     /// row of the same type that is wide enough.
     pub followers: &'static [&'static str],
-    /// Kernel that does the same in blocks of fewer queries, in a row of the same type and width; where these end sooner, a plan
-    /// starts with it.
+    /// Kernel that does the same in blocks of fewer queries, where it has a row of the same type and width; where these end sooner,
+    /// a plan starts with it.
     pub finer: Option<&'static str>,
     #[allow(dead_code, reason = "the build makes source of it")]
     pub(super) entry: EntryPoint,

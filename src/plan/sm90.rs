@@ -18,8 +18,7 @@ const fn tile_bytes(rows: usize, width: usize) -> usize {
 
 /// Logits that are products times a positive scale.
 pub const fn forward_streaming(dtypes: &'static [DType], width: usize, tiles: Tiles) -> Instance {
-    let finer = if tiles.consumers > 2 { Some(FINE) } else { None };
-    streaming("forward_streaming_sm90", "PlainConfig", false, finer, dtypes, width, tiles)
+    streaming("forward_streaming_sm90", "PlainConfig", false, Some(FINE), dtypes, width, tiles)
 }
 
 /// The same in blocks of two warpgroups' queries.

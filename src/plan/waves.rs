@@ -1,7 +1,7 @@
 //! How soon the blocks of a grid end where each multiprocessor has one at a time: one wave of them after the other.
 
 use super::Plan;
-use crate::problem::{Problem, elements};
+use crate::problem::Problem;
 
 /// Blocks of each of `heads` heads that share its `tiles` tiles of queries, so that `multiprocessors`, with one block at a time,
 /// end soonest. A wave of blocks takes as long as loading the keys, which counts as one tile, and the tiles of the warpgroup
@@ -29,7 +29,7 @@ pub(super) fn is_sooner(finer: &Plan, plan: &Plan, problem: &Problem) -> bool {
 fn time(plan: &Plan, problem: &Problem) -> usize {
     /// What a block takes before its first product and after its last: 2 us, by the rate at which products run.
     const START: usize = 300;
-    let blocks = elements(&[problem.batch, problem.heads, plan.head_blocks]);
+    let blocks: usize = plan.launches.iter().map(|launch| launch.blocks).sum();
     let tiles: usize = problem.segments().map(|segment| segment.seq_kv.div_ceil(plan.block_kv())).sum();
     let waves = blocks.div_ceil(plan.multiprocessors.max(1));
     waves.saturating_mul(plan.block_q().saturating_mul(tiles).saturating_add(START))
