@@ -121,13 +121,13 @@ fn tile<const M: usize>(product: &mut Product<'_, Pair>, row: usize) {
             let c = c[j * 16..][..16].as_mut_ptr();
             // SAFETY: 16 floats of c, and of the factors, which `Product::run` counted.
             unsafe {
+                let of_columns = |factors: &[f32]| _mm512_loadu_ps(factors[j * 16..][..16].as_ptr());
                 let result = match product.into {
                     Into::Scaled(scale) | Into::ScaledHalves(scale) => _mm512_mul_ps(sum, _mm512_set1_ps(scale)),
                     Into::Added(scale) => _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), _mm512_loadu_ps(c)),
-                    Into::Rescaled(factors) => {
-                        let factors = _mm512_loadu_ps(factors[j * 16..][..16].as_ptr());
-                        _mm512_fmadd_ps(factors, _mm512_loadu_ps(c), sum)
-                    }
+                    Into::Rescaled(factors) => _mm512_fmadd_ps(of_columns(factors), _mm512_loadu_ps(c), sum),
+                    Into::Weighted(factors) => _mm512_mul_ps(of_columns(factors), sum),
+                    Into::WeightedAdded(factors) => _mm512_fmadd_ps(of_columns(factors), sum, _mm512_loadu_ps(c)),
                 };
                 _mm512_storeu_ps(c, result);
             }

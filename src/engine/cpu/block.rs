@@ -1,8 +1,9 @@
 //! The algorithm: one block of queries of one head over every branch.
 
 use super::aligned::Aligned;
+use super::convert::{Convert, narrow};
 use super::element::{Element, Holds};
-use super::group::add_weighted;
+use super::group::{add_weighted, lane};
 use super::kept::Kept;
 use super::logits::{Keys, Queries};
 use super::pack::{from_lanes, to_lanes, to_panels};
@@ -10,11 +11,11 @@ use super::parts::{self, Partial};
 use super::prefetch::{AHEAD, lines};
 use super::product::{Into, Left, Product};
 use super::shared::SharedRows;
-use super::softmax::OnlineSoftmax;
+use super::softmax::{Lanes, OnlineSoftmax};
 use super::turn::turn_raw;
 use crate::engine::host::{Inputs, View};
 use crate::plan::cpu::{BLOCK_KV, Division, GROUP, padded, parts_of};
-use crate::problem::{BranchProblem, DType, Float, Problem};
+use crate::problem::{BranchProblem, DType, Problem};
 
 /// The tiles of one thread, those that products read made of `E`. Where queries are side by side, those of a group are.
 ///
@@ -34,6 +35,8 @@ pub(super) struct Scratch<E> {
     softmax: Vec<OnlineSoftmax>,
     /// Which groups have met keys of the branch; `o` of the others is no result yet.
     begun: Vec<bool>,
+    /// Which groups have a sum in `out`.
+    summed: Vec<bool>,
 }
 
 impl<E: Element> Scratch<E> {
@@ -49,6 +52,7 @@ impl<E: Element> Scratch<E> {
             out: Aligned::zeroed(queries * value_dim),
             softmax: vec![OnlineSoftmax::EMPTY; queries / GROUP],
             begun: vec![false; queries / GROUP],
+            summed: vec![false; queries / GROUP],
         }
     }
 }
@@ -66,7 +70,7 @@ pub(super) struct Block<'a> {
 
 impl<'a> Block<'a> {
     /// Computes the block's rows of `out` and `lse`.
-    pub(super) fn forward<T: Float, E: Holds<T>>(
+    pub(super) fn forward<T: Convert, E: Holds<T>>(
         &self,
         scratch: &mut Scratch<E>,
         out: &'a SharedRows<'a, T>,
@@ -75,14 +79,18 @@ impl<'a> Block<'a> {
         self.load_queries::<T, E>(scratch);
         self.start(scratch, out);
         for (n, branch) in self.branches() {
-            self.branch::<T, E>(scratch, n, branch);
-            self.add_branch(scratch, n, lse);
+            if is_one_tile(branch) {
+                self.add_tile::<T, E>(scratch, n, branch, lse);
+            } else {
+                self.branch::<T, E>(scratch, n, branch);
+                self.add_branch(scratch, n, lse);
+            }
         }
         self.store(scratch, out);
     }
 
     /// Leaves the results of one part of the keys in `partial`, branch by branch.
-    pub(super) fn forward_part<T: Float, E: Holds<T>>(&self, scratch: &mut Scratch<E>, partial: &mut [f32]) {
+    pub(super) fn forward_part<T: Convert, E: Holds<T>>(&self, scratch: &mut Scratch<E>, partial: &mut [f32]) {
         self.load_queries::<T, E>(scratch);
         let size = partial.len() / self.queries.problem.branches.len();
         for (n, branch) in self.branches() {
@@ -92,7 +100,7 @@ impl<'a> Block<'a> {
     }
 
     /// Computes the block's rows from the results of its parts, taken in order.
-    pub(super) fn merge<T: Float, E: Holds<T>>(
+    pub(super) fn merge<T: Convert, E: Holds<T>>(
         &self,
         scratch: &mut Scratch<E>,
         parts: &[f32],
@@ -119,35 +127,62 @@ impl<'a> Block<'a> {
         problem.branches.iter().enumerate().filter(move |&(n, _)| open(n))
     }
 
-    fn load_queries<T: Float, E: Holds<T>>(&self, scratch: &mut Scratch<E>) {
-        let width = self.queries.problem.head_dim;
-        let size = width.div_ceil(E::NUMBERS) * GROUP;
-        for (g, group) in self.queries.groups() {
-            for r in self.queries.after(&group) {
-                let Queries { b, h, first, .. } = self.queries;
-                let start = self.inputs.q.position([b, first + r, h, 0]);
-                lines(self.inputs.q.data::<T>()[start..].as_ptr(), width);
-            }
-            group.load_lanes::<T, E>(&self.inputs.q, &mut scratch.q[g * size..], width);
-        }
+    fn load_queries<T: Convert, E: Holds<T>>(&self, scratch: &mut Scratch<E>) {
+        self.queries.load_lanes::<T, E>(&self.inputs.q, &mut scratch.q, self.queries.problem.head_dim);
     }
 
     /// What the branches are added to.
-    fn start<T: Float, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
-        let Queries { problem, b, h, .. } = self.queries;
+    fn start<T: Convert, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
+        let Queries { problem, b, h, first, .. } = self.queries;
         let width = problem.value_dim;
-        scratch.out.fill(0.0);
+        scratch.summed.fill(problem.accumulate);
         if problem.accumulate {
-            for (g, Queries { first, rows, .. }) in self.queries.groups() {
+            for (r, count) in self.queries.slices() {
                 // SAFETY: tasks partition (b, h, first..first + rows), and this task reads here, each row once.
-                let rows = (0..rows).map(|r| unsafe { &*out.row([b, first + r, h, 0], width) });
-                to_lanes::<T, f32>(rows, &mut scratch.out[g * width * GROUP..][..width * GROUP], width);
+                let rows = (r..r + count).map(|r| unsafe { &*out.row([b, first + r, h, 0], width) });
+                to_lanes::<T, f32>(rows, &mut scratch.out[lane(r, width)..], width);
             }
         }
     }
 
+    /// Computes a branch whose keys are one tile and adds it to the sum: weights are known before the product with the values,
+    /// whose sums go from registers to where they are added up.
+    fn add_tile<T: Convert, E: Holds<T>>(
+        &self,
+        scratch: &mut Scratch<E>,
+        n: usize,
+        branch: &'a BranchProblem,
+        lse: &Option<SharedRows<'_, f32>>,
+    ) {
+        let Block { queries, inputs, .. } = *self;
+        let (head_dim, value_dim) = (queries.problem.head_dim.div_ceil(E::NUMBERS), queries.problem.value_dim);
+        scratch.softmax.fill(OnlineSoftmax::EMPTY);
+        for keys in queries.tiles_of_part(branch, &inputs.branches[n].segments, BLOCK_KV, [0, 1]) {
+            let [k, v] = load::<T, E>(&mut scratch.kept, &keys, queries.problem);
+            for (g, group) in queries.groups().filter(|(_, group)| group.sees(&keys)) {
+                let q = &scratch.q[g * head_dim * GROUP..][..head_dim * GROUP];
+                group.lane_logits::<T, E>(&keys, (q, k), &mut scratch.s, None);
+                let s = &mut scratch.s[..keys.columns * GROUP];
+                scratch.softmax[g].step(s);
+                let Some(weight) = self.weight(n, &group, &scratch.softmax[g]) else { continue };
+                let summed = std::mem::replace(&mut scratch.summed[g], true);
+                Product {
+                    left: Left::Transposed(v, padded(value_dim)),
+                    right: E::probabilities(s),
+                    right_stride: GROUP,
+                    c: &mut scratch.out[g * value_dim * GROUP..][..value_dim * GROUP],
+                    stride: GROUP,
+                    extents: [value_dim, GROUP, keys.columns.div_ceil(E::NUMBERS)],
+                    into: if summed { Into::WeightedAdded(&weight) } else { Into::Weighted(&weight) },
+                }
+                .run();
+            }
+        }
+        self.store_lse(scratch, n, lse);
+    }
+
     /// Leaves the branch's unnormalised result in `scratch.o` and its softmax state in `scratch.softmax`.
-    fn branch<T: Float, E: Holds<T>>(&self, scratch: &mut Scratch<E>, n: usize, branch: &'a BranchProblem) {
+    fn branch<T: Convert, E: Holds<T>>(&self, scratch: &mut Scratch<E>, n: usize, branch: &'a BranchProblem) {
         let Block { queries, inputs, part: [part, parts], .. } = *self;
         let (head_dim, value_dim) = (queries.problem.head_dim.div_ceil(E::NUMBERS), queries.problem.value_dim);
         scratch.softmax.fill(OnlineSoftmax::EMPTY);
@@ -185,63 +220,82 @@ impl<'a> Block<'a> {
 
     /// Adds what `branch` left to the sum, with its gate and region, and stores its lse.
     fn add_branch<E>(&self, scratch: &mut Scratch<E>, n: usize, lse: &Option<SharedRows<'_, f32>>) {
-        let Block { queries, inputs, .. } = *self;
-        let branch = &inputs.branches[n];
-        let gate = branch.gate(queries.b, queries.h);
-        let width = queries.problem.value_dim * GROUP;
-        for (g, Queries { b, h, first, rows, .. }) in queries.groups() {
-            let softmax = &scratch.softmax[g];
-            if let Some(lse) = lse {
-                for r in 0..rows {
-                    // SAFETY: as in `start`; an element of lse is a row of width 1.
-                    let lse = unsafe { lse.row([n, b, h, first + r], 1) };
-                    lse[0] = softmax.lse(r);
-                }
+        let width = self.queries.problem.value_dim * GROUP;
+        for (g, group) in self.queries.groups() {
+            let Some(weight) = self.weight(n, &group, &scratch.softmax[g]) else { continue };
+            let (out, o) = (&mut scratch.out[g * width..][..width], &scratch.o[g * width..][..width]);
+            if !std::mem::replace(&mut scratch.summed[g], true) {
+                out.fill(0.0);
             }
-            if gate == 0.0 {
-                continue;
+            add_weighted(out, o, &weight);
+        }
+        self.store_lse(scratch, n, lse);
+    }
+
+    /// Factor of each query's unnormalised result of branch `n`, or nothing where its gate is closed.
+    fn weight(&self, n: usize, group: &Queries<'_>, softmax: &OnlineSoftmax) -> Option<Lanes> {
+        let Queries { b, h, first, rows, .. } = *group;
+        let branch = &self.inputs.branches[n];
+        let gate = branch.gate(b, h);
+        let mut weight = [0.0; GROUP];
+        for (r, weight) in weight.iter_mut().enumerate().take(rows).filter(|&(r, _)| softmax.sum[r] != 0.0) {
+            // Equation 7: the weight carries the normalisation, all in f32.
+            *weight = gate * branch.region(b, h, first + r) / softmax.sum[r];
+        }
+        (gate != 0.0).then_some(weight)
+    }
+
+    fn store_lse<E>(&self, scratch: &Scratch<E>, n: usize, lse: &Option<SharedRows<'_, f32>>) {
+        let Some(lse) = lse else { return };
+        for ((_, Queries { b, h, first, rows, .. }), softmax) in self.queries.groups().zip(&scratch.softmax) {
+            for r in 0..rows {
+                // SAFETY: as in `start`; an element of lse is a row of width 1.
+                let lse = unsafe { lse.row([n, b, h, first + r], 1) };
+                lse[0] = softmax.lse(r);
             }
-            let mut weight = [0.0; GROUP];
-            for (r, weight) in weight.iter_mut().enumerate().take(rows).filter(|&(r, _)| softmax.sum[r] != 0.0) {
-                // Equation 7: the weight carries the normalisation, all in f32.
-                *weight = gate * branch.region(b, h, first + r) / softmax.sum[r];
-            }
-            add_weighted(&mut scratch.out[g * width..][..width], &scratch.o[g * width..][..width], &weight);
         }
     }
 
     /// Rounds the sum to `out`.
-    fn store<T: Float, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
-        let width = self.queries.problem.value_dim;
-        for (g, group) in self.queries.groups() {
-            let Queries { b, h, first, rows, .. } = group;
-            for r in self.queries.after(&group) {
-                lines(out.address([b, self.queries.first + r, h, 0]), width);
+    fn store<T: Convert, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
+        let Queries { problem, b, h, first, rows } = self.queries;
+        let width = problem.value_dim;
+        for (sum, _) in scratch.out.chunks_mut(width * GROUP).zip(&scratch.summed).filter(|(_, summed)| !**summed) {
+            sum.fill(0.0);
+        }
+        for (r, count) in self.queries.slices() {
+            for ahead in (r..r + count).map(|r| r + AHEAD).filter(|&r| r < rows) {
+                lines(out.address([b, first + ahead, h, 0]), width);
             }
-            let lanes = &scratch.out[g * width * GROUP..][..width * GROUP];
+            let lanes = &scratch.out[lane(r, width)..];
             if T::DTYPE == DType::F32
-                && let Some((to, stride)) = out.rows([b, first, h, 0], rows, width)
+                && let Some((to, stride)) = out.rows([b, first + r, h, 0], count, width)
             {
-                // SAFETY: tasks partition (b, h, first..first + rows), which are `rows` rows of f32.
-                unsafe { turn_raw((lanes.as_ptr(), GROUP), (to.cast::<f32>(), stride), [width, rows]) };
+                // SAFETY: tasks partition (b, h, first..first + rows), of which these are `count` rows of f32.
+                unsafe { turn_raw((lanes.as_ptr(), GROUP), (to.cast::<f32>(), stride), [width, count]) };
                 continue;
             }
             // The branches are all added.
-            let turned = &mut scratch.o[..rows * width];
+            let turned = &mut scratch.o[..count * width];
             from_lanes(lanes, turned, width);
-            for (r, row) in turned.chunks(width).enumerate() {
+            for (i, row) in turned.chunks(width).enumerate() {
                 // SAFETY: tasks partition (b, h, first..first + rows), and this task holds one row at a time.
-                T::narrow(row, unsafe { out.row([b, first + r, h, 0], width) });
+                narrow(row, unsafe { out.row([b, first + r + i, h, 0], width) });
             }
         }
     }
+}
+
+/// Whether all keys of a branch are in one tile.
+fn is_one_tile(branch: &BranchProblem) -> bool {
+    branch.segments.iter().map(|segment| segment.seq_kv.div_ceil(BLOCK_KV)).sum::<usize>() <= 1
 }
 
 /// Keys and values of a tile, converted now unless they are kept.
 ///
 /// Reaching a row costs more than copying it, since rows of one head lie pages apart. So where neighbouring heads are in work
 /// too, all of them are converted with the first one.
-fn load<'s, T: Float, E: Holds<T>>(kept: &'s mut Kept<E>, keys: &Keys<'_>, problem: &Problem) -> [&'s [E]; 2] {
+fn load<'s, T: Convert, E: Holds<T>>(kept: &'s mut Kept<E>, keys: &Keys<'_>, problem: &Problem) -> [&'s [E]; 2] {
     let (place, [there, _]) = kept.find(keys);
     if !there {
         let mut tiles: Vec<_> = kept.fill_beside(keys, problem.heads / keys.segment.group).collect();
@@ -264,14 +318,14 @@ fn load<'s, T: Float, E: Holds<T>>(kept: &'s mut Kept<E>, keys: &Keys<'_>, probl
 
 impl Keys<'_> {
     /// Converts rows to panels.
-    pub(super) fn load_panels<T: Float, E: Holds<T>>(&self, view: &View<'_, 4>, panels: &mut [E], width: usize) {
+    pub(super) fn load_panels<T: Convert, E: Holds<T>>(&self, view: &View<'_, 4>, panels: &mut [E], width: usize) {
         for c in 0..self.columns {
             to_panels(self.row_ahead::<T>(view, c, width), c, self.columns, panels);
         }
     }
 
     /// Row `c`, while one of those that follow is asked for.
-    fn row_ahead<'v, T: Float>(&self, view: &View<'v, 4>, c: usize, width: usize) -> &'v [T] {
+    fn row_ahead<'v, T: Convert>(&self, view: &View<'v, 4>, c: usize, width: usize) -> &'v [T] {
         if c + AHEAD < self.columns {
             lines(self.row::<T>(view, c + AHEAD, width).as_ptr(), width);
         }

@@ -5,20 +5,20 @@
 //! some heads that share their keys, or one of the parts into which the keys of each of its branches are split.
 
 use super::aligned::Aligned;
+use super::convert::{Convert, load_part, narrow, widen};
 use super::logits::{Keys, Queries};
 use super::prefetch::lines;
 use super::product::unrolled;
 use super::shared::SharedRows;
 use super::tile::OnlineSoftmax;
-use super::widen::{Widen, load_part};
 use crate::engine::host::{Inputs, View};
 use crate::plan::cpu::{BLOCK_KV, FewQueries, padded};
-use crate::problem::{Float, Problem};
+use crate::problem::Problem;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Computes `out` and `lse`.
-pub(super) fn forward<T: Widen>(
+pub(super) fn forward<T: Convert>(
     problem: &Problem,
     inputs: &Inputs<'_>,
     split: &FewQueries,
@@ -102,7 +102,7 @@ impl<'a> Task<'a> {
 
     /// Leaves in `result` what one part of the keys of one branch gives: `[rows, padded value_dim]`, then the maximum and the
     /// denominator of each row.
-    fn attend<T: Widen>(&self, split: &FewQueries, unit: usize, scratch: &mut Scratch, result: &mut [f32]) {
+    fn attend<T: Convert>(&self, split: &FewQueries, unit: usize, scratch: &mut Scratch, result: &mut [f32]) {
         let Task { problem, inputs, b, heads: [h, end], with_lse } = *self;
         let (n, part) = split.unit(unit);
         if !with_lse && (h..end).all(|h| inputs.branches[n].gate(b, h) == 0.0) {
@@ -114,7 +114,7 @@ impl<'a> Task<'a> {
         scratch.softmax.fill(OnlineSoftmax::EMPTY);
         for (r, row) in scratch.q.chunks_exact_mut(padded(problem.head_dim)).enumerate() {
             let start = inputs.q.position([b, r % problem.seq_q, h + r / problem.seq_q, 0]);
-            T::widen(&inputs.q.data::<T>()[start..][..problem.head_dim], &mut row[..problem.head_dim]);
+            widen(&inputs.q.data::<T>()[start..][..problem.head_dim], &mut row[..problem.head_dim]);
         }
 
         // All heads of the task see the same tiles.
@@ -152,7 +152,7 @@ impl<'a> Task<'a> {
     }
 
     /// Computes the task's rows of `out` and `lse` from the results of its units.
-    fn finish<'r, T: Float>(
+    fn finish<'r, T: Convert>(
         &self,
         split: &FewQueries,
         result: impl Fn(usize) -> &'r [f32],
@@ -167,7 +167,7 @@ impl<'a> Task<'a> {
             // SAFETY: tasks partition (b, heads, ..), and this task holds one row at a time.
             let out = unsafe { out.row([b, i, h, 0], width) };
             if problem.accumulate {
-                T::widen(out, &mut sum);
+                widen(out, &mut sum);
             } else {
                 sum.fill(0.0);
             }
@@ -194,7 +194,7 @@ impl<'a> Task<'a> {
                     sum.iter_mut().zip(&o[r * stride..]).for_each(|(sum, o)| *sum += weight * o);
                 }
             }
-            T::narrow(&sum, out);
+            narrow(&sum, out);
         }
     }
 }
@@ -209,7 +209,7 @@ struct Rows<'a, T> {
     count: usize,
 }
 
-impl<'a, T: Float> Rows<'a, T> {
+impl<'a, T: Convert> Rows<'a, T> {
     fn new(keys: &Keys<'_>, view: &View<'a, 4>, width: usize) -> Self {
         let at = |c: usize| view.position([keys.b, keys.start + c, keys.head, 0]);
         let step = at(1).wrapping_sub(at(0)) as isize;
@@ -282,7 +282,7 @@ struct Logits<'a, T> {
     next: Rows<'a, T>,
 }
 
-impl<T: Widen> WithSimd for Logits<'_, T> {
+impl<T: Convert> WithSimd for Logits<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -291,7 +291,7 @@ impl<T: Widen> WithSimd for Logits<'_, T> {
     }
 }
 
-impl<T: Widen> Logits<'_, T> {
+impl<T: Convert> Logits<'_, T> {
     #[inline(always)]
     fn fetch(&self, c: usize) {
         self.keys.fetch(c, Some(&self.next));
@@ -334,7 +334,7 @@ struct Results<'a, T> {
     next: Option<Rows<'a, T>>,
 }
 
-impl<T: Widen> WithSimd for Results<'_, T> {
+impl<T: Convert> WithSimd for Results<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -352,7 +352,7 @@ impl<T: Widen> WithSimd for Results<'_, T> {
     }
 }
 
-impl<T: Widen> Results<'_, T> {
+impl<T: Convert> Results<'_, T> {
     #[inline(always)]
     fn fetch(&self, c: usize) {
         self.values.fetch(c, self.next.as_ref());
@@ -382,9 +382,9 @@ impl<T: Widen> Results<'_, T> {
 /// The registers of the elements of some rows from `d` on.
 ///
 /// # Safety
-/// Each row has as many, and [`Widen::dispatch`] runs the operation.
+/// Each row has as many, and [`Convert::dispatch`] runs the operation.
 #[inline(always)]
-unsafe fn registers<T: Widen, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K], d: usize) -> [S::f32s; K] {
+unsafe fn registers<T: Convert, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K], d: usize) -> [S::f32s; K] {
     let mut registers = [simd.splat_f32s(0.0); K];
     unrolled!(K, J => {
         // SAFETY: the caller's promise.
@@ -395,7 +395,7 @@ unsafe fn registers<T: Widen, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K]
 
 /// The same where the rows end, with zeros behind them.
 #[inline(always)]
-fn ends<T: Widen, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K], d: usize) -> [S::f32s; K] {
+fn ends<T: Convert, S: Simd, const K: usize>(simd: S, rows: &[&[T]; K], d: usize) -> [S::f32s; K] {
     let mut registers = [simd.splat_f32s(0.0); K];
     for (register, row) in registers.iter_mut().zip(rows) {
         *register = load_part::<T, S>(&row[d..]);

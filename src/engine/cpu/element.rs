@@ -1,7 +1,7 @@
 //! What the tiles of the forward are made of: f32, or pairs of bf16 where the processor multiplies those.
 
+use super::convert::{Convert, widen};
 use super::product::Product;
-use crate::problem::Float;
 use bytemuck::Pod;
 use pulp::Arch;
 
@@ -39,14 +39,14 @@ impl Element for f32 {
     }
 }
 
-impl<T: Float> Holds<T> for f32 {
+impl<T: Convert> Holds<T> for f32 {
     #[inline(always)]
     fn along(row: &[T], to: &mut [f32]) {
-        T::widen(row, to);
+        widen(row, to);
     }
 
     #[inline(always)]
     fn across(row: &[T], _: Option<&[T]>, to: &mut [f32]) {
-        T::widen(row, to);
+        widen(row, to);
     }
 }

@@ -1,16 +1,23 @@
 //! A group of queries of one head, one in each lane of the vector registers, against some keys of one segment.
 
+use super::convert::Convert;
 use super::element::Holds;
 use super::logits::{Keys, Queries, keys_of_row};
-use super::pack::{rows_to_lanes, to_lanes};
+use super::pack::{TURNED, to_lanes};
+use super::prefetch::{AHEAD, lines};
 use super::product::{Into, Left, Product};
 use super::softmax::Lanes;
+use super::turn::turn;
 use crate::engine::host::View;
 use crate::plan::cpu::GROUP;
-use crate::problem::{DType, Float};
+use crate::problem::DType;
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
-use std::ops::Range;
+
+/// Where the lane of query `r` of a block begins in `[groups, width, GROUP]`.
+pub(super) fn lane(r: usize, width: usize) -> usize {
+    r / GROUP * GROUP * width + r % GROUP
+}
 
 impl<'a> Queries<'a> {
     /// Groups of these queries, up to [`GROUP`] each.
@@ -20,24 +27,33 @@ impl<'a> Queries<'a> {
         (0..self.rows.div_ceil(GROUP)).map(move |g| (g, group(g)))
     }
 
-    /// Rows of these queries that the group after `group` has.
-    pub(super) fn after(&self, group: &Queries<'_>) -> Range<usize> {
-        let end = group.first + group.rows - self.first;
-        end..self.rows.min(end + GROUP)
+    /// These queries, up to [`TURNED`] at a time: the first one's number, and how many.
+    pub(super) fn slices(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let rows = self.rows;
+        (0..rows).step_by(TURNED).map(move |first| (first, TURNED.min(rows - first)))
     }
 
-    /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, each to a lane of `[width, GROUP]` elements.
-    pub(super) fn load_lanes<T: Float, E: Holds<T>>(&self, view: &View<'_, 4>, lanes: &mut [E], width: usize) {
+    /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, each to a lane of its group's `[width, GROUP]` elements;
+    /// lanes of no query are 0.
+    pub(super) fn load_lanes<T: Convert, E: Holds<T>>(&self, view: &View<'_, 4>, lanes: &mut [E], width: usize) {
         let (start, stride) = (view.position([self.b, self.first, self.h, 0]), view.stride(1));
+        let row = |r: usize| &view.data::<T>()[start.wrapping_add_signed(r as isize * stride)..][..width];
         let elements = width.div_ceil(E::NUMBERS);
-        let lanes = &mut lanes[..elements * GROUP];
-        if T::DTYPE == DType::F32 && stride >= width as isize {
-            let from = &view.data::<f32>()[start..];
-            rows_to_lanes(from, stride as usize, bytemuck::cast_slice_mut(lanes), [self.rows, width]);
-            return;
+        if !self.rows.is_multiple_of(GROUP) {
+            lanes[self.rows / GROUP * GROUP * elements..][..GROUP * elements].fill(E::zeroed());
         }
-        let rows = (0..self.rows).map(|r| &view.data::<T>()[start.wrapping_add_signed(r as isize * stride)..][..width]);
-        to_lanes(rows, lanes, elements);
+        for (first, count) in self.slices() {
+            for ahead in (first..first + count).map(|r| r + AHEAD).filter(|&r| r < self.rows) {
+                lines(row(ahead).as_ptr(), width);
+            }
+            let lanes = &mut lanes[lane(first, elements)..];
+            if T::DTYPE == DType::F32 && stride >= width as isize {
+                let from = &view.data::<f32>()[start + first * stride as usize..];
+                turn((from, stride as usize), (bytemuck::cast_slice_mut(lanes), GROUP), [count, width]);
+            } else {
+                to_lanes((first..first + count).map(row), lanes, elements);
+            }
+        }
     }
 
     /// Whether any of the queries may attend to any of the keys.
@@ -48,7 +64,7 @@ impl<'a> Queries<'a> {
 
     /// Equation 1: logits `[keys, GROUP]` from queries `[head_dim, GROUP]` and keys in panels, -inf where a query may not
     /// attend. `slopes`, if there are any, gets the derivative of the softcap (equation 10).
-    pub(super) fn lane_logits<T: Float, E: Holds<T>>(
+    pub(super) fn lane_logits<T: Convert, E: Holds<T>>(
         &self,
         keys: &Keys<'_>,
         (q, k): (&[E], &[E]),

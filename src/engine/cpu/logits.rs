@@ -1,9 +1,10 @@
 //! Which queries of one head meet which keys of one segment, and what their logits become.
 
+use super::convert::{Convert, widen};
 use super::prefetch::{AHEAD, lines};
 use crate::engine::host::{SegmentInputs, View};
 use crate::plan::cpu::padded;
-use crate::problem::{BranchProblem, Causal, DType, Float, Problem, SegmentProblem};
+use crate::problem::{BranchProblem, Causal, DType, Problem, SegmentProblem};
 use half::{bf16, f16};
 use std::ops::Range;
 
@@ -38,13 +39,13 @@ impl<'a> Queries<'a> {
     }
 
     /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, padded.
-    pub(super) fn load<T: Float>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize) {
+    pub(super) fn load<T: Convert>(&self, view: &View<'_, 4>, tile: &mut [f32], width: usize) {
         let row = |r: usize| &view.data::<T>()[view.position([self.b, self.first + r, self.h, 0])..][..width];
         for r in 0..self.rows {
             if r + AHEAD < self.rows {
                 lines(row(r + AHEAD).as_ptr(), width);
             }
-            T::widen(row(r), &mut row_mut(tile, r, padded(width))[..width]);
+            widen(row(r), &mut row_mut(tile, r, padded(width))[..width]);
         }
     }
 
@@ -130,7 +131,7 @@ impl<'a> Keys<'a> {
     }
 
     /// Row `c` of keys or values, as it lies.
-    pub(super) fn row<'v, T: Float>(&self, view: &View<'v, 4>, c: usize, width: usize) -> &'v [T] {
+    pub(super) fn row<'v, T: Convert>(&self, view: &View<'v, 4>, c: usize, width: usize) -> &'v [T] {
         &view.data::<T>()[view.position([self.b, self.start + c, self.head, 0])..][..width]
     }
 }

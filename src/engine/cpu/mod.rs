@@ -9,8 +9,10 @@ mod backward;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 mod block;
+mod convert;
 mod decode;
 mod element;
+mod f32;
 mod group;
 mod kept;
 mod logits;
@@ -23,14 +25,14 @@ mod softmax;
 mod tasks;
 mod tile;
 mod turn;
-mod widen;
 
 pub(crate) use backward::backward;
 
 use super::host::Inputs;
 use crate::plan::cpu::{Division, FewQueries, GROUP, division};
-use crate::problem::{Float, Problem, Results, TensorMut, with_float};
+use crate::problem::{Problem, Results, TensorMut, with_float};
 use block::{Block, Scratch};
+use convert::Convert;
 use element::Holds;
 use logits::Queries;
 use rayon::prelude::*;
@@ -53,7 +55,7 @@ pub(crate) fn forward(problem: &Problem, inputs: &Inputs<'_>, out: TensorMut<'_>
 }
 
 /// The outputs, for all threads.
-fn shared<'a, T: Float>(
+fn shared<'a, T: Convert>(
     problem: &Problem,
     out: TensorMut<'a>,
     lse: Option<TensorMut<'a>>,
@@ -66,7 +68,7 @@ fn shared<'a, T: Float>(
 }
 
 /// With tensors of `T` and tiles of `E`.
-fn forward_typed<T: Float, E: Holds<T>>(
+fn forward_typed<T: Convert, E: Holds<T>>(
     problem: &Problem,
     inputs: &Inputs<'_>,
     out: TensorMut<'_>,

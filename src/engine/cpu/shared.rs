@@ -1,7 +1,8 @@
 //! Rows of one output that several threads write, each its own.
 
+use super::convert::{Convert, narrow};
 use crate::engine::host::position;
-use crate::problem::{DType, Float, Strides, Tensor, TensorMut};
+use crate::problem::{DType, Strides, Tensor, TensorMut};
 use std::marker::PhantomData;
 
 /// An output tensor, indexed in the problem's order, whose rows may be taken from any thread.
@@ -16,7 +17,7 @@ pub(super) struct SharedRows<'a, T> {
 // SAFETY: `base` is used through `row` only, whose contract forbids two threads to hold one row at a time.
 unsafe impl<T: Send> Sync for SharedRows<'_, T> {}
 
-impl<'a, T: Float> SharedRows<'a, T> {
+impl<'a, T: Convert> SharedRows<'a, T> {
     pub(super) fn new(tensor: TensorMut<'a>, strides: Strides<4>) -> Self {
         let offset = tensor.offset;
         let data: &mut [T] = bytemuck::cast_slice_mut(tensor.bytes);
@@ -60,7 +61,7 @@ pub(super) enum Output<'a, T> {
     Own(SharedRows<'a, T>),
 }
 
-impl<'a, T: Float> Output<'a, T> {
+impl<'a, T: Convert> Output<'a, T> {
     pub(super) fn new(tensor: TensorMut<'a>, strides: Strides<4>) -> Self {
         match tensor.desc().dtype() {
             DType::F32 => Output::F32(SharedRows::new(tensor, strides)),
@@ -84,15 +85,15 @@ impl<'a, T: Float> Output<'a, T> {
 
 /// # Safety
 /// As [`Output::store`].
-unsafe fn store<T: Float>(rows: &SharedRows<'_, T>, index: [usize; 4], values: &[f32]) {
+unsafe fn store<T: Convert>(rows: &SharedRows<'_, T>, index: [usize; 4], values: &[f32]) {
     if rows.strides[3] == 1 {
         // SAFETY: the row holds the elements that the caller answers for, and is gone when this returns.
-        T::narrow(values, unsafe { rows.row(index, values.len()) });
+        narrow(values, unsafe { rows.row(index, values.len()) });
     } else {
         let [b, i, h, d] = index;
         for (c, value) in values.iter().enumerate() {
             // SAFETY: as above, element by element.
-            T::narrow(std::slice::from_ref(value), unsafe { rows.row([b, i, h, d + c], 1) });
+            narrow(std::slice::from_ref(value), unsafe { rows.row([b, i, h, d + c], 1) });
         }
     }
 }

@@ -5,16 +5,17 @@
 use super::rows::Rows;
 use super::tiles::Tiles;
 use super::{Pass, covered_heads};
+use crate::engine::cpu::convert::Convert;
 use crate::engine::cpu::logits::{Keys, Queries};
 use crate::engine::cpu::pack::from_lanes;
 use crate::engine::cpu::shared::Output;
 use crate::engine::cpu::tile::sum;
 use crate::plan::cpu::GROUP;
-use crate::problem::{Float, GradientProblem, elements};
+use crate::problem::{GradientProblem, elements};
 use rayon::prelude::*;
 
 /// The bias of segment `s` of branch `n`.
-pub(super) fn run<T: Float>(
+pub(super) fn run<T: Convert>(
     pass: &Pass<'_>,
     rows: &Rows,
     [n, s]: [usize; 2],
@@ -56,7 +57,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Adds the `dS` of everything that falls onto one tile of the gradient to `sums`, `[groups, block_kv, GROUP]`; what all
     /// queries or all keys share goes to the first of them.
-    fn add<T: Float>(&self, tiles: &mut Tiles, [b, h, block, tile]: [usize; 4], sums: &mut [f32]) {
+    fn add<T: Convert>(&self, tiles: &mut Tiles, [b, h, block, tile]: [usize; 4], sums: &mut [f32]) {
         let Work { pass, rows, n, s, layout } = *self;
         let Pass { problem, inputs, block_q, block_kv, .. } = *pass;
         let (segment, bound) = (&problem.branches[n].segments[s], &inputs.branches[n].segments[s]);

@@ -2,11 +2,18 @@
 
 use super::rows::Rows;
 use super::{Pass, covered_heads};
+use crate::engine::cpu::convert::Convert;
 use crate::engine::cpu::shared::Output;
-use crate::problem::{Float, Gradient, GradientProblem};
+use crate::problem::{Gradient, GradientProblem};
 
 /// The gradient of the gate or the region of branch `n`. Sums are f64: they may run over every query there is.
-pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &Rows, n: usize, layout: &GradientProblem, output: &Output<'_, T>) {
+pub(super) fn run<T: Convert>(
+    pass: &Pass<'_>,
+    rows: &Rows,
+    n: usize,
+    layout: &GradientProblem,
+    output: &Output<'_, T>,
+) {
     let (problem, branch) = (pass.problem, &pass.inputs.branches[n]);
     let is_gate = matches!(layout.gradient, Gradient::Gate(_));
     let [batch, heads, seq_q, _] = layout.extents;

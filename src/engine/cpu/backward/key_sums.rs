@@ -1,8 +1,9 @@
 //! dk and dv of one unit of heads, as the pass over the queries adds them up (src/plan/cpu.rs).
 
 use super::{Pass, Wanted};
+use crate::engine::cpu::convert::Convert;
 use crate::plan::cpu::{KeySums, QueryPass};
-use crate::problem::{Float, Gradient};
+use crate::problem::Gradient;
 
 /// Adds up parts of so many numbers, in order, in the first.
 pub(super) fn add_parts(partial: &mut [f32], numbers: usize) -> &mut [f32] {
@@ -14,7 +15,7 @@ pub(super) fn add_parts(partial: &mut [f32], numbers: usize) -> &mut [f32] {
 }
 
 /// Rounds the sums of one unit to the gradients.
-pub(super) fn store<T: Float>(
+pub(super) fn store<T: Convert>(
     pass: &Pass<'_>,
     division: &QueryPass,
     unit: usize,

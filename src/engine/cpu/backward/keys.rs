@@ -8,10 +8,11 @@ use super::rows::Rows;
 use super::tiles::Tiles;
 use super::{Pass, covered};
 use crate::engine::cpu::aligned::Aligned;
+use crate::engine::cpu::convert::Convert;
 use crate::engine::cpu::logits::{Keys, Queries, row_mut};
 use crate::engine::cpu::shared::Output;
 use crate::plan::cpu::{padded, query_parts};
-use crate::problem::{Float, elements};
+use crate::problem::elements;
 use rayon::prelude::*;
 
 /// What is asked of one segment; both gradients have the extents `[batch, seq_kv, kv_heads]`.
@@ -24,7 +25,7 @@ pub(super) struct Request<'a, T> {
     pub(super) dv: Option<&'a Output<'a, T>>,
 }
 
-pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &Rows, request: &Request<'_, T>) {
+pub(super) fn run<T: Convert>(pass: &Pass<'_>, rows: &Rows, request: &Request<'_, T>) {
     let [batch, seq_kv, kv_heads] = request.extents;
     let group = pass.problem.branches[request.branch].segments[request.segment].group;
     let work = Work {
@@ -78,7 +79,7 @@ struct Work<'a, T> {
     blocks: usize,
 }
 
-impl<T: Float> Work<'_, T> {
+impl<T: Convert> Work<'_, T> {
     fn dk_width(&self) -> usize {
         if self.request.dk.is_some() { padded(self.pass.problem.head_dim) } else { 0 }
     }

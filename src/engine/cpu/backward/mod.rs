@@ -15,11 +15,12 @@ mod tiles;
 
 use super::logits::{Keys, Queries};
 use super::shared::Output;
+use crate::engine::cpu::convert::Convert;
 use crate::engine::host::{Inputs, View};
 use crate::plan::Plan;
 use crate::plan::cpu::{FewQueries, query_pass};
 use crate::problem::{
-    Backward, Float, Gradient, GradientProblem, Gradients, Problem, Results, TensorMut, TensorRef, with_float,
+    Backward, Gradient, GradientProblem, Gradients, Problem, Results, TensorMut, TensorRef, with_float,
 };
 use rows::Rows;
 use std::ops::Range;
@@ -35,7 +36,7 @@ pub(crate) fn backward(
     with_float!(problem.dtype, T => backward_typed::<T>(problem, plan, inputs, backward, gradients));
 }
 
-fn backward_typed<T: Float>(
+fn backward_typed<T: Convert>(
     problem: &Problem,
     plan: &Plan,
     inputs: &Inputs<'_>,

@@ -10,12 +10,13 @@ use super::steps::Sums;
 use super::tiles::Tiles;
 use super::{Pass, SavedViews, Wanted};
 use crate::engine::cpu::aligned::Aligned;
+use crate::engine::cpu::convert::{Convert, widen};
 use crate::engine::cpu::logits::Queries;
 use crate::engine::cpu::pack::from_lanes;
 use crate::engine::cpu::softmax::OnlineSoftmax;
 use crate::engine::cpu::tile::dot;
 use crate::plan::cpu::{GROUP, QueryPass, padded};
-use crate::problem::{DType, Float, Gradient};
+use crate::problem::{DType, Gradient};
 use rayon::prelude::*;
 
 struct Scratch {
@@ -40,7 +41,7 @@ struct Task<'a> {
 }
 
 /// Fills `rows` and stores dq, and the gradients that `division` adds up.
-pub(super) fn run<T: Float>(pass: &Pass<'_>, rows: &mut Rows, wanted: &Wanted<'_, T>, division: &QueryPass) {
+pub(super) fn run<T: Convert>(pass: &Pass<'_>, rows: &mut Rows, wanted: &Wanted<'_, T>, division: &QueryPass) {
     let Pass { problem, block_q, .. } = *pass;
     let QueryPass { parts, numbers, .. } = *division;
     let scratch = || Scratch {
@@ -96,7 +97,7 @@ struct Block<'a, T> {
     division: &'a QueryPass,
 }
 
-impl<T: Float> Block<'_, T> {
+impl<T: Convert> Block<'_, T> {
     fn run(&self, scratch: &mut Scratch, rows: &mut [Row], keys: &mut [f32]) {
         let Block { pass, queries, wanted, .. } = *self;
         let Queries { problem, b, h, .. } = queries;
@@ -144,7 +145,7 @@ impl<T: Float> Block<'_, T> {
         let width = problem.value_dim;
         for (r, row) in rows.iter_mut().enumerate().filter(|&(r, _)| lse_of(r) != f32::NEG_INFINITY) {
             let start = out.position([b, first + r, h, 0]);
-            T::widen(&out.data::<T>()[start..][..width], &mut scratch.rows[..width]);
+            widen(&out.data::<T>()[start..][..width], &mut scratch.rows[..width]);
             let dout = &scratch.tiles.dout_rows[r * padded(width)..][..width];
             // Equation 12 of a single branch.
             let delta = dot(dout, &scratch.rows[..width]);
@@ -216,7 +217,7 @@ impl<T: Float> Block<'_, T> {
 
 /// The largest saved lse that still tells the probabilities: `exp(S - lse)` is off by the rounding of the lse, 2^-24 of
 /// its size. Of a mask at the lowest finite number nothing but the mask is left.
-fn largest_lse<T: Float>() -> f32 {
+fn largest_lse<T: Convert>() -> f32 {
     match T::DTYPE {
         DType::F32 => 16.0,
         DType::F16 => 1024.0,

@@ -7,13 +7,14 @@ use super::Pass;
 use super::rows::Row;
 use super::steps::{Differentiate, State, Sums};
 use crate::engine::cpu::aligned::Aligned;
+use crate::engine::cpu::convert::Convert;
 use crate::engine::cpu::kept::Kept;
 use crate::engine::cpu::logits::{Keys, Queries};
 use crate::engine::cpu::pack::rows_to_lanes;
 use crate::engine::cpu::product::{Into, Left, Product};
 use crate::engine::cpu::softmax::OnlineSoftmax;
 use crate::plan::cpu::{GROUP, KeptTiles, padded};
-use crate::problem::{DType, Float};
+use crate::problem::DType;
 use pulp::Arch;
 use std::ops::Range;
 
@@ -64,7 +65,7 @@ impl Tiles {
     }
 
     /// Loads queries and their rows of `dout`.
-    pub(super) fn load_queries<T: Float>(&mut self, pass: &Pass<'_>, queries: &Queries<'_>) {
+    pub(super) fn load_queries<T: Convert>(&mut self, pass: &Pass<'_>, queries: &Queries<'_>) {
         let (head_dim, value_dim) = (pass.problem.head_dim, pass.problem.value_dim);
         queries.load::<T>(&pass.inputs.q, &mut self.q_rows, head_dim);
         queries.load::<T>(&pass.dout, &mut self.dout_rows, value_dim);
@@ -79,7 +80,7 @@ impl Tiles {
     }
 
     /// Loads keys and, if `ds` is to follow, values, unless they are there.
-    pub(super) fn load_keys<T: Float>(&mut self, pass: &Pass<'_>, keys: &Keys<'_>, values: bool) {
+    pub(super) fn load_keys<T: Convert>(&mut self, pass: &Pass<'_>, keys: &Keys<'_>, values: bool) {
         let (place, [has_keys, has_values]) = self.kept.find(keys);
         self.present = place;
         let [k, v] = self.kept.fill(place, keys, values || has_values);
@@ -92,7 +93,7 @@ impl Tiles {
     }
 
     /// Leaves logits in `p` and, with `values`, `dout · v` in `ds`.
-    pub(super) fn products<T: Float>(&mut self, queries: &Queries<'_>, keys: &Keys<'_>, values: bool) {
+    pub(super) fn products<T: Convert>(&mut self, queries: &Queries<'_>, keys: &Keys<'_>, values: bool) {
         let (head_dim, value_dim) = (queries.problem.head_dim, queries.problem.value_dim);
         let panel = keys.columns * GROUP;
         let [k, v] = self.kept.tile(self.present);
