@@ -79,12 +79,12 @@ impl<'a> Block<'a> {
         self.load_queries::<T, E>(scratch);
         self.start(scratch, out);
         for (n, branch) in self.branches() {
-            if is_one_tile(branch) {
-                self.add_tile::<T, E>(scratch, n, branch, lse);
-            } else {
-                self.branch::<T, E>(scratch, n, branch);
-                self.add_branch(scratch, n, lse);
+            let whole = is_one_tile(branch);
+            self.branch::<T, E>(scratch, n, branch, whole);
+            if !whole {
+                self.add_branch(scratch, n);
             }
+            self.store_lse(scratch, n, lse);
         }
         self.store(scratch, out);
     }
@@ -94,7 +94,7 @@ impl<'a> Block<'a> {
         self.load_queries::<T, E>(scratch);
         let size = partial.len() / self.queries.problem.branches.len();
         for (n, branch) in self.branches() {
-            self.branch::<T, E>(scratch, n, branch);
+            self.branch::<T, E>(scratch, n, branch, false);
             parts::save(&scratch.o, &scratch.softmax, &mut partial[n * size..][..size]);
         }
     }
@@ -115,7 +115,8 @@ impl<'a> Block<'a> {
             for (g, (o, softmax)) in scratch.o.chunks_exact_mut(width).zip(&mut scratch.softmax).enumerate() {
                 *softmax = partial.merge(g, o);
             }
-            self.add_branch(scratch, n, lse);
+            self.add_branch(scratch, n);
+            self.store_lse(scratch, n, lse);
         }
         self.store(scratch, out);
     }
@@ -145,81 +146,65 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// Computes a branch whose keys are one tile and adds it to the sum: weights are known before the product with the values,
-    /// whose sums go from registers to where they are added up.
-    fn add_tile<T: Convert, E: Holds<T>>(
+    /// Computes branch `n`: adds it to the sum where `whole`, else leaves its unnormalised result in `scratch.o`; its softmax state
+    /// is in `scratch.softmax` either way.
+    ///
+    /// A branch of one tile is whole: with its last key the softmax is complete, its weights are known before the product with the
+    /// values, and their sums need no place of their own.
+    fn branch<T: Convert, E: Holds<T>>(
         &self,
         scratch: &mut Scratch<E>,
         n: usize,
         branch: &'a BranchProblem,
-        lse: &Option<SharedRows<'_, f32>>,
+        whole: bool,
     ) {
-        let Block { queries, inputs, .. } = *self;
-        let (head_dim, value_dim) = (queries.problem.head_dim.div_ceil(E::NUMBERS), queries.problem.value_dim);
-        scratch.softmax.fill(OnlineSoftmax::EMPTY);
-        for keys in queries.tiles_of_part(branch, &inputs.branches[n].segments, BLOCK_KV, [0, 1]) {
-            let [k, v] = load::<T, E>(&mut scratch.kept, &keys, queries.problem);
-            for (g, group) in queries.groups().filter(|(_, group)| group.sees(&keys)) {
-                let q = &scratch.q[g * head_dim * GROUP..][..head_dim * GROUP];
-                group.lane_logits::<T, E>(&keys, (q, k), &mut scratch.s, None);
-                let s = &mut scratch.s[..keys.columns * GROUP];
-                scratch.softmax[g].step(s);
-                let Some(weight) = self.weight(n, &group, &scratch.softmax[g]) else { continue };
-                let summed = std::mem::replace(&mut scratch.summed[g], true);
-                Product {
-                    left: Left::Transposed(v, padded(value_dim)),
-                    right: E::probabilities(s),
-                    right_stride: GROUP,
-                    c: &mut scratch.out[g * value_dim * GROUP..][..value_dim * GROUP],
-                    stride: GROUP,
-                    extents: [value_dim, GROUP, keys.columns.div_ceil(E::NUMBERS)],
-                    into: if summed { Into::WeightedAdded(&weight) } else { Into::Weighted(&weight) },
-                }
-                .run();
-            }
-        }
-        self.store_lse(scratch, n, lse);
-    }
-
-    /// Leaves the branch's unnormalised result in `scratch.o` and its softmax state in `scratch.softmax`.
-    fn branch<T: Convert, E: Holds<T>>(&self, scratch: &mut Scratch<E>, n: usize, branch: &'a BranchProblem) {
         let Block { queries, inputs, part: [part, parts], .. } = *self;
         let (head_dim, value_dim) = (queries.problem.head_dim.div_ceil(E::NUMBERS), queries.problem.value_dim);
         scratch.softmax.fill(OnlineSoftmax::EMPTY);
         scratch.begun.fill(false);
 
-        let segments = &inputs.branches[n].segments;
         let part = [part, parts.min(parts_of(branch))];
-        for keys in queries.tiles_of_part(branch, segments, BLOCK_KV, part) {
+        for keys in queries.tiles_of_part(branch, &inputs.branches[n].segments, BLOCK_KV, part) {
             let [k, v] = load::<T, E>(&mut scratch.kept, &keys, queries.problem);
-            for (g, group) in queries.groups() {
-                if !group.sees(&keys) {
-                    continue;
-                }
+            for (g, group) in queries.groups().filter(|(_, group)| group.sees(&keys)) {
                 let q = &scratch.q[g * head_dim * GROUP..][..head_dim * GROUP];
                 group.lane_logits::<T, E>(&keys, (q, k), &mut scratch.s, None);
                 let s = &mut scratch.s[..keys.columns * GROUP];
                 let correction = scratch.softmax[g].step(s);
-                let begun = std::mem::replace(&mut scratch.begun[g], true);
+                let weight = if whole { self.weight(n, &group, &scratch.softmax[g]) } else { None };
+                let (c, into) = match &weight {
+                    Some(weight) if std::mem::replace(&mut scratch.summed[g], true) => {
+                        (&mut scratch.out, Into::WeightedAdded(weight))
+                    }
+                    Some(weight) => (&mut scratch.out, Into::Weighted(weight)),
+                    None if whole => continue,
+                    None if std::mem::replace(&mut scratch.begun[g], true) => {
+                        (&mut scratch.o, Into::Rescaled(&correction))
+                    }
+                    None => (&mut scratch.o, Into::Scaled(1.0)),
+                };
                 Product {
                     left: Left::Transposed(v, padded(value_dim)),
                     right: E::probabilities(s),
                     right_stride: GROUP,
-                    c: &mut scratch.o[g * value_dim * GROUP..][..value_dim * GROUP],
+                    c: &mut c[g * value_dim * GROUP..][..value_dim * GROUP],
                     stride: GROUP,
                     extents: [value_dim, GROUP, keys.columns.div_ceil(E::NUMBERS)],
-                    into: if begun { Into::Rescaled(&correction) } else { Into::Scaled(1.0) },
+                    into,
                 }
                 .run();
             }
+        }
+        if whole {
+            return;
         }
         for (_, o) in scratch.begun.iter().zip(scratch.o.chunks_mut(value_dim * GROUP)).filter(|(begun, _)| !**begun) {
             o.fill(0.0);
         }
     }
 
-    /// Adds what `branch` left to the sum, with its gate and region, and stores its lse.
-    fn add_branch<E>(&self, scratch: &mut Scratch<E>, n: usize, lse: &Option<SharedRows<'_, f32>>) {
+    /// Adds what `branch` left to the sum, with its gate and region.
+    fn add_branch<E>(&self, scratch: &mut Scratch<E>, n: usize) {
         let width = self.queries.problem.value_dim * GROUP;
         for (g, group) in self.queries.groups() {
             let Some(weight) = self.weight(n, &group, &scratch.softmax[g]) else { continue };
@@ -229,7 +214,6 @@ impl<'a> Block<'a> {
             }
             add_weighted(out, o, &weight);
         }
-        self.store_lse(scratch, n, lse);
     }
 
     /// Factor of each query's unnormalised result of branch `n`, or nothing where its gate is closed.

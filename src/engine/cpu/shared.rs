@@ -93,7 +93,7 @@ unsafe fn store<T: Convert>(rows: &SharedRows<'_, T>, index: [usize; 4], values:
         let [b, i, h, d] = index;
         for (c, value) in values.iter().enumerate() {
             // SAFETY: as above, element by element.
-            narrow(std::slice::from_ref(value), unsafe { rows.row([b, i, h, d + c], 1) });
+            T::narrow(std::slice::from_ref(value), unsafe { rows.row([b, i, h, d + c], 1) });
         }
     }
 }
