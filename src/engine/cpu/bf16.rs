@@ -4,7 +4,7 @@
 //! 2⁻¹²⁶ taken for 0. Probabilities are rounded to bf16 for the second product, as on a GPU.
 
 use super::element::{Element, Holds};
-use super::product::{Into, Product, unrolled};
+use super::product::{Into, Left, Product, unrolled};
 use crate::plan::cpu::GROUP;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -54,6 +54,23 @@ impl Holds<bf16> for Pair {
             Some(next) => to.iter_mut().zip(row.iter().zip(next)).for_each(|(to, (&a, &b))| *to = [a, b]),
             None => to.iter_mut().zip(row).for_each(|(to, &a)| *to = [a, bf16::ZERO]),
         }
+    }
+}
+
+impl Left<'_, Pair> {
+    /// Where the element of `row` and term `k` of `m` rows is, and how far the next row and the next term are.
+    #[inline(always)]
+    fn at(&self, m: usize, row: usize, k: usize) -> (*const Pair, usize, usize) {
+        match *self {
+            Left::Panels(left) => (left[(k / GROUP * m + row) * GROUP..].as_ptr(), GROUP, 1),
+            Left::Transposed(left, stride) => (left[k * stride + row..].as_ptr(), 1, stride),
+        }
+    }
+
+    /// Terms of at most `terms` that [`Left::at`] has behind each other.
+    #[inline(always)]
+    fn terms(&self, terms: usize) -> usize {
+        if let Left::Panels(_) = self { terms.min(GROUP) } else { terms }
     }
 }
 

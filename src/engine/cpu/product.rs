@@ -31,23 +31,6 @@ pub(super) enum Left<'a, E = f32> {
     Transposed(&'a [E], usize),
 }
 
-impl<E> Left<'_, E> {
-    /// Where the element of `row` and term `k` of `m` rows is, and how far the next row and the next term are.
-    #[inline(always)]
-    pub(super) fn at(&self, m: usize, row: usize, k: usize) -> (*const E, usize, usize) {
-        match *self {
-            Left::Panels(left) => (left[(k / GROUP * m + row) * GROUP..].as_ptr(), GROUP, 1),
-            Left::Transposed(left, stride) => (left[k * stride + row..].as_ptr(), 1, stride),
-        }
-    }
-
-    /// Terms of at most `terms` that [`Left::at`] has behind each other.
-    #[inline(always)]
-    pub(super) fn terms(&self, terms: usize) -> usize {
-        if let Left::Panels(_) = self { terms.min(GROUP) } else { terms }
-    }
-}
-
 /// What becomes of the product.
 #[derive(Clone, Copy)]
 pub(super) enum Into<'a> {
