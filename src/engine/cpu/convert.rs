@@ -1,7 +1,7 @@
 //! Registers of f32 from elements of a storage type, and back.
 
 use crate::plan::cpu::GROUP;
-use crate::problem::Float;
+use crate::problem::{DType, Float};
 #[cfg(not(target_arch = "x86_64"))]
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
@@ -26,16 +26,31 @@ pub(super) trait Convert: Float {
     unsafe fn store<S: Simd>(simd: S, register: S::f32s, to: *mut Self);
 }
 
-/// [`Float::widen`], a register at a time.
-pub(super) fn widen<T: Convert>(from: &[T], to: &mut [f32]) {
-    assert_eq!(from.len(), to.len());
-    T::dispatch(WidenRow(from, to));
+/// Whether a row of `T` is converted by registers: not where it is copied, or registers have no conversion of their own.
+const fn by_registers<T: Convert>() -> bool {
+    cfg!(target_arch = "x86_64") && !matches!(T::DTYPE, DType::F32)
 }
 
-/// [`Float::narrow`], a register at a time.
+/// [`Float::widen`].
+#[inline]
+pub(super) fn widen<T: Convert>(from: &[T], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    if by_registers::<T>() {
+        T::dispatch(WidenRow(from, to));
+    } else {
+        T::widen(from, to);
+    }
+}
+
+/// [`Float::narrow`].
+#[inline]
 pub(super) fn narrow<T: Convert>(from: &[f32], to: &mut [T]) {
     assert_eq!(from.len(), to.len());
-    T::dispatch(NarrowRow(from, to));
+    if by_registers::<T>() {
+        T::dispatch(NarrowRow(from, to));
+    } else {
+        T::narrow(from, to);
+    }
 }
 
 struct WidenRow<'a, T>(&'a [T], &'a mut [f32]);
@@ -257,7 +272,7 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Convert, LANES, load_part, narrow, widen};
+    use super::{Convert, LANES, NarrowRow, WidenRow, load_part};
     use half::{bf16, f16};
     use pulp::{Simd, WithSimd};
 
@@ -266,7 +281,7 @@ mod tests {
         let all: Vec<T> = (0..=u16::MAX).map(of_bits).collect();
         let mut wide = vec![f32::NAN; all.len()];
         for (from, to) in all.chunks(1021).zip(wide.chunks_mut(1021)) {
-            widen(from, to);
+            T::dispatch(WidenRow(from, to));
         }
         for (&got, from) in wide.iter().zip(&all) {
             let want = from.to_f32();
@@ -280,7 +295,7 @@ mod tests {
         let wide: Vec<f32> = between.chain(wide.iter().copied()).collect();
         let mut got = vec![all[1]; wide.len()];
         for (from, to) in wide.chunks(1019).zip(got.chunks_mut(1019)) {
-            narrow(from, to);
+            T::dispatch(NarrowRow(from, to));
         }
         let mut want = got.clone();
         T::narrow(&wide, &mut want);
