@@ -2,6 +2,8 @@
 
 use crate::failure::Failure;
 use clap::{Args, ValueEnum};
+#[cfg(feature = "emulated")]
+use fused_attention::emulated::Settings;
 use fused_attention::{
     Attention, Backward, Device, Engine, Error, Gradients, NotTaken, Outputs, Plan, Problem, Reason, Refusal,
     TensorMut, TensorRef,
@@ -119,6 +121,16 @@ impl Machine {
         }
     }
 
+    /// The emulated GPU, on all cores.
+    #[cfg(feature = "emulated")]
+    fn settings(self) -> Settings {
+        Settings {
+            compute_capability: self.arch.compute_capability(),
+            workers: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+            ..Default::default()
+        }
+    }
+
     pub(crate) fn forward<'o>(
         self,
         attention: &Attention<TensorRef<'_>>,
@@ -126,12 +138,7 @@ impl Machine {
     ) -> Result<Plan, Error> {
         #[cfg(feature = "emulated")]
         if self.engine == Engine::Emulated {
-            let settings = fused_attention::emulated::Settings {
-                compute_capability: self.arch.compute_capability(),
-                workers: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
-                ..Default::default()
-            };
-            return Ok(attention.forward_emulated(&settings, outputs)?.0);
+            return Ok(attention.forward_emulated(&self.settings(), outputs)?.0);
         }
         attention.forward(self.engine, outputs)
     }
@@ -142,6 +149,10 @@ impl Machine {
         backward: impl Into<Backward<TensorRef<'i>>>,
         gradients: Gradients<TensorMut<'_>>,
     ) -> Result<Plan, Error> {
+        #[cfg(feature = "emulated")]
+        if self.engine == Engine::Emulated {
+            return Ok(attention.backward_emulated(&self.settings(), backward, gradients)?.0);
+        }
         attention.backward(self.engine, backward, gradients)
     }
 }
