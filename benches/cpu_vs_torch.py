@@ -5,7 +5,8 @@
     python3 benches/cpu_vs_torch.py target/release/fused-attention [--threads 1,2] [--rounds 3] [--record benches/record/cpu]
 
 For every case and number of threads the command line's `bench --json` and scaled_dot_product_attention take turns, `--rounds`
-times; a figure is the median of its rounds' medians, a ratio PyTorch's time over ours. Both have their tensors in the order that
+times; a figure is the median of its rounds' medians, a ratio PyTorch's time over ours. Beside them stands the least of the rounds'
+medians, which moves less on a machine that others use too. Both have their tensors in the order that
 projections leave them, [batch, seq, heads, head_dim]. Branches are one attention each, multiplied by their scale, added.
 PyTorch's results are held against the formulas first (torch_cases.py), ours by the command line.
 """
@@ -58,6 +59,11 @@ def ours(program, suite, words, dtype, threads, seconds):
     return rows[0]
 
 
+def show(row):
+    """A row without what is the same in all of them."""
+    print("  ".join(f"{value}" for name, value in row.items() if name not in ("torch", "capability")), flush=True)
+
+
 def with_backward(rows):
     """The forward and the backward of the same call, added."""
     forward = {(row["dtype"], row["threads"]): row for row in rows if row["case"] == "1024 self 32x32 b1"}
@@ -65,10 +71,13 @@ def with_backward(rows):
     for row in (row for row in rows if row["direction"] == "backward"):
         first = forward.get((row["dtype"], row["threads"]))
         if first is not None:
-            times = {name: first[name] + row[name] for name in ("ours_us", "torch_us")}
-            ratio = round(times["torch_us"] / times["ours_us"], 2)
-            total = {**row, **times, "direction": "forward + backward", "ours_gflops": "", "torch_gflops": "", "ratio": ratio}
-            print("  ".join(f"{value}" for value in list(total.values())[:11]), flush=True)
+            times = {name: first[name] + row[name] for name in row if name.endswith("_us")}
+            ratios = {
+                "ratio": round(times["torch_us"] / times["ours_us"], 2),
+                "least_ratio": round(times["torch_least_us"] / times["ours_least_us"], 2),
+            }
+            total = {**row, **times, **ratios, "direction": "forward + backward", "ours_gflops": "", "torch_gflops": ""}
+            show(total)
             sums.append(total)
     return sums
 
@@ -117,6 +126,7 @@ def main():
                             call = call_of(tensors, attend, tensors.dout)
                         call()
                         theirs.append(clock.median([call], None, options.seconds))
+                my_least, their_least = min(mine), min(theirs)
                 mine, theirs = statistics.median(mine), statistics.median(theirs)
                 goal = f32_goal if dtype == "f32" else half_goal
                 rows.append({
@@ -124,14 +134,17 @@ def main():
                     "ours_us": round(mine), "torch_us": round(theirs), "ours_gflops": round(row["flops"] / mine / 1e3),
                     "torch_gflops": round(row["flops"] / theirs / 1e3), "ratio": round(theirs / mine, 2), "goal": goal,
                     "torch": torch.__version__, "capability": torch.backends.cpu.get_cpu_capability(),
+                    "ours_least_us": round(my_least), "torch_least_us": round(their_least),
+                    "least_ratio": round(their_least / my_least, 2),
                 })
-                print("  ".join(f"{value}" for value in list(rows[-1].values())[:11]), flush=True)
+                show(rows[-1])
                 record(options.record, rows[-1:])
     sums = with_backward(rows)
     record(options.record, sums)
     rows += sums
-    missed = [row for row in rows if row["ratio"] < row["goal"]]
-    print(f"{len(rows) - len(missed)} of {len(rows)} ratios reach their goal")
+    for name in ("ratio", "least_ratio"):
+        reached = sum(row[name] >= row["goal"] for row in rows)
+        print(f"{name}: {reached} of {len(rows)} reach their goal")
 
 
 if __name__ == "__main__":
