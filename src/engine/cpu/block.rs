@@ -171,17 +171,17 @@ impl<'a> Block<'a> {
                 group.lane_logits::<T, E>(&keys, (q, k), &mut scratch.s, None);
                 let s = &mut scratch.s[..keys.columns * GROUP];
                 let correction = scratch.softmax[g].step(s);
-                let weight = if whole { self.weight(n, &group, &scratch.softmax[g]) } else { None };
-                let (c, into) = match &weight {
-                    Some(weight) if std::mem::replace(&mut scratch.summed[g], true) => {
-                        (&mut scratch.out, Into::WeightedAdded(weight))
-                    }
-                    Some(weight) => (&mut scratch.out, Into::Weighted(weight)),
-                    None if whole => continue,
-                    None if std::mem::replace(&mut scratch.begun[g], true) => {
-                        (&mut scratch.o, Into::Rescaled(&correction))
-                    }
-                    None => (&mut scratch.o, Into::Scaled(1.0)),
+                let weight;
+                let (c, into) = if whole {
+                    weight = match self.weight(n, &group, &scratch.softmax[g]) {
+                        Some(weight) => weight,
+                        None => continue,
+                    };
+                    let summed = std::mem::replace(&mut scratch.summed[g], true);
+                    (&mut scratch.out, if summed { Into::WeightedAdded(&weight) } else { Into::Weighted(&weight) })
+                } else {
+                    let begun = std::mem::replace(&mut scratch.begun[g], true);
+                    (&mut scratch.o, if begun { Into::Rescaled(&correction) } else { Into::Scaled(1.0) })
                 };
                 Product {
                     left: Left::Transposed(v, padded(value_dim)),
@@ -221,12 +221,15 @@ impl<'a> Block<'a> {
         let Queries { b, h, first, rows, .. } = *group;
         let branch = &self.inputs.branches[n];
         let gate = branch.gate(b, h);
+        if gate == 0.0 {
+            return None;
+        }
         let mut weight = [0.0; GROUP];
         for (r, weight) in weight.iter_mut().enumerate().take(rows).filter(|&(r, _)| softmax.sum[r] != 0.0) {
             // Equation 7: the weight carries the normalisation, all in f32.
             *weight = gate * branch.region(b, h, first + r) / softmax.sum[r];
         }
-        (gate != 0.0).then_some(weight)
+        Some(weight)
     }
 
     fn store_lse<E>(&self, scratch: &Scratch<E>, n: usize, lse: &Option<SharedRows<'_, f32>>) {
@@ -242,13 +245,13 @@ impl<'a> Block<'a> {
 
     /// Rounds the sum to `out`.
     fn store<T: Convert, E>(&self, scratch: &mut Scratch<E>, out: &SharedRows<'_, T>) {
-        let Queries { problem, b, h, first, rows } = self.queries;
+        let Queries { problem, b, h, first, .. } = self.queries;
         let width = problem.value_dim;
         for (sum, _) in scratch.out.chunks_mut(width * GROUP).zip(&scratch.summed).filter(|(_, summed)| !**summed) {
             sum.fill(0.0);
         }
         for (r, count) in self.queries.slices() {
-            for ahead in (r..r + count).map(|r| r + AHEAD).filter(|&r| r < rows) {
+            for ahead in self.queries.ahead(r, count) {
                 lines(out.address([b, first + ahead, h, 0]), width);
             }
             let lanes = &scratch.out[lane(r, width)..];

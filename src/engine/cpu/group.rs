@@ -13,6 +13,7 @@ use crate::plan::cpu::GROUP;
 use crate::problem::DType;
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
+use std::ops::Range;
 
 /// Where the lane of query `r` of a block begins in `[groups, width, GROUP]`.
 pub(super) fn lane(r: usize, width: usize) -> usize {
@@ -33,6 +34,12 @@ impl<'a> Queries<'a> {
         (0..rows).step_by(TURNED).map(move |first| (first, TURNED.min(rows - first)))
     }
 
+    /// The queries to be asked for while `count` of them from `first` on are at hand.
+    pub(super) fn ahead(&self, first: usize, count: usize) -> Range<usize> {
+        let within = |r: usize| (r + AHEAD).min(self.rows);
+        within(first)..within(first + count)
+    }
+
     /// Converts the rows of a tensor indexed `[batch, seq_q, heads, _]`, each to a lane of its group's `[width, GROUP]` elements;
     /// lanes of no query are 0.
     pub(super) fn load_lanes<T: Convert, E: Holds<T>>(&self, view: &View<'_, 4>, lanes: &mut [E], width: usize) {
@@ -43,7 +50,7 @@ impl<'a> Queries<'a> {
             lanes[self.rows / GROUP * GROUP * elements..][..GROUP * elements].fill(E::zeroed());
         }
         for (first, count) in self.slices() {
-            for ahead in (first..first + count).map(|r| r + AHEAD).filter(|&r| r < self.rows) {
+            for ahead in self.ahead(first, count) {
                 lines(row(ahead).as_ptr(), width);
             }
             let lanes = &mut lanes[lane(first, elements)..];

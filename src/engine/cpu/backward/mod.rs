@@ -13,9 +13,9 @@ mod rows;
 mod steps;
 mod tiles;
 
+use super::convert::Convert;
 use super::logits::{Keys, Queries};
 use super::shared::Output;
-use crate::engine::cpu::convert::Convert;
 use crate::engine::host::{Inputs, View};
 use crate::plan::Plan;
 use crate::plan::cpu::{FewQueries, query_pass};
